@@ -1,0 +1,4 @@
+// Command layerfs mounts container images as directories.
+package main
+
+func main() {}
