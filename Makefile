@@ -1,14 +1,73 @@
-# The one door to the build: CI runs the same targets. `make help` explains them.
+# The one door to the build: what CI runs are these targets.
 export CGO_ENABLED := 0
 GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+IMAGES ?= $(CURDIR)/images
+FUZZTIME ?= 30s
+PKG ?= ./...
+
+# The race detector needs cgo; the program itself never does.
+RACE = CGO_ENABLED=1 $(GO) test -race
 
 .PHONY: all
-all: bin/layerfs ## build bin/layerfs (static)
+all: bin/layerfs ## build bin/layerfs, static
 
 .PHONY: bin/layerfs
 bin/layerfs:
-	$(GO) build -trimpath -ldflags '-s -w' -o bin/layerfs ./cmd/layerfs
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/layerfs ./cmd/layerfs
+
+.PHONY: check
+check: ## gofmt, vet, staticcheck, errcheck, deadcode
+	@test -z "$$(gofmt -l cmd fuse union cache registry integration)" || { gofmt -l cmd fuse union cache registry integration; echo "run gofmt -w on these"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck -checks all,-ST1000 ./...
+	$(GO) tool errcheck -exclude .errcheck-exclude ./...
+	@dead="$$($(GO) tool deadcode -test ./...)"; test -z "$$dead" || { echo "$$dead"; exit 1; }
+
+.PHONY: test
+test: all ## unit tests of every package, and the built program's own scripts
+	$(GO) test $(TESTFLAGS) $(PKG)
+
+.PHONY: race
+race: ## the same under the race detector (needs a C compiler)
+	$(RACE) $(TESTFLAGS) ./cache/... ./registry/... ./union/... ./fuse/...
+
+.PHONY: demo
+demo: all ## the whole loop on a sample image, with nothing else installed
+	bin/layerfs demo
+
+.PHONY: images
+images: ## two real Debian images in images/ (root, mmdebstrap, buildah)
+	integration/images/build.sh $(IMAGES)
+
+.PHONY: integration
+integration: all images ## the loop on the real images, held against podman and umoci (root)
+	LAYERFS_IMAGES=$(IMAGES) $(GO) test -count=1 -timeout 40m $(TESTFLAGS) ./integration/...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME each
+	@set -e; $(GO) list ./... | while read -r p; do \
+		$(GO) test -list '^Fuzz' $$p | sed -n '/^Fuzz/p' | while read -r f; do \
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; done; done
+
+.PHONY: bench
+bench: ## Go benchmarks of every package
+	$(GO) test -run '^$$' -bench . $(PKG)
+
+.PHONY: cover
+cover: ## test coverage by function, and coverage.html
+	$(GO) test -coverprofile coverage.out -coverpkg ./... $(PKG)
+	$(GO) tool cover -func coverage.out | tail -1
+	$(GO) tool cover -html coverage.out -o coverage.html
+
+.PHONY: vuln
+vuln: ## known vulnerabilities in what we link (asks the vulnerability database)
+	$(GO) tool govulncheck ./...
+
+.PHONY: clean
+clean: ## remove what the build made (images/ stays)
+	rm -rf bin coverage.out coverage.html
 
 .PHONY: help
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
