@@ -19,7 +19,7 @@ bin/layerfs:
 .PHONY: check
 check: ## gofmt, vet, staticcheck, errcheck, deadcode
 	@test -z "$$(gofmt -l cmd fuse union cache registry integration)" || { gofmt -l cmd fuse union cache registry integration; echo "run gofmt -w on these"; exit 1; }
-	$(GO) vet ./...
+	$(GO) vet ./... && $(GO) vet -tags integration ./integration
 	$(GO) tool staticcheck -checks all,-ST1000 ./...
 	$(GO) tool errcheck -exclude .errcheck-exclude ./...
 	@dead="$$($(GO) tool deadcode -test ./...)"; test -z "$$dead" || { echo "$$dead"; exit 1; }
@@ -42,7 +42,7 @@ images: ## two real Debian images in images/ (root, mmdebstrap, buildah)
 
 .PHONY: integration
 integration: all images ## the loop on the real images, held against podman and umoci (root)
-	LAYERFS_IMAGES=$(IMAGES) $(GO) test -count=1 -timeout 40m $(TESTFLAGS) ./integration/...
+	LAYERFS_IMAGES=$(IMAGES) $(GO) test -tags integration -count=1 -timeout 40m $(TESTFLAGS) ./integration/...
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each

@@ -27,6 +27,8 @@ var mayImport = map[string][]string{
 	"registry":              {},
 	"registry/registrytest": {},
 	"integration":           {},
+
+	"integration/images/estargz": {},
 }
 
 // mayImportInTests is what a package's tests may use beyond that: images to

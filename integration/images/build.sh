@@ -3,6 +3,7 @@
 #
 #   DIR/py   minbase, python3, an application, removals   (6 layers, about 145 MB as gzip)
 #   DIR/big  the same and gcc, node, git, …               (10 layers, about 600 MB)
+#   DIR/py-estargz, DIR/big-estargz  the same with eStargz layers
 #
 # Needs root, mmdebstrap and buildah. Packages come from wherever this machine's
 # apt gets them. What is there already is kept; remove DIR to build afresh.
@@ -48,7 +49,7 @@ py() {
     bud add --quiet "$c" "$dir/base.tar" / >/dev/null
     bud config --cmd /bin/bash --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$c"
     bud commit --quiet --rm "$c" py1 >/dev/null
-    layer py1 py2 "$apt python3 python3-numpy ca-certificates"
+    layer py1 py2 "$apt python3 python3-numpy ca-certificates; apt-get clean"
     add py2 py3 "$here/app"
     # Removals: single files, a whole folder, a folder made again (opaque).
     layer py3 py4 'rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /usr/share/doc /usr/share/locale; rm /app/obsolete.txt; rm -rf /app/data; mkdir /app/data; echo fresh >/app/data/new'
@@ -64,16 +65,25 @@ py() {
 
 big() {
     [ -s "$dir/big/index.json" ] && return
-    layer py6 big7 "$apt gcc libc6-dev make"
-    layer big7 big8 "$apt nodejs npm"
-    layer big8 big9 "$apt git g++ clang default-jdk-headless"
+    layer py6 big7 "$apt gcc libc6-dev make; apt-get clean"
+    layer big7 big8 "$apt nodejs npm; apt-get clean"
+    layer big8 big9 "$apt git g++ clang default-jdk-headless; apt-get clean"
     layer big9 big10 'rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /usr/share/doc; printf "#include <stdio.h>\nint main(void){puts(\"hello\");}\n" >/app/hello.c'
     bud push --quiet big10 "oci:$dir/big.part:latest"
     mv "$dir/big.part" "$dir/big"
 }
 
+# estargz NAME: the same image with eStargz layers, by the format's own library.
+estargz() {
+    [ -s "$dir/$1-estargz/index.json" ] && return
+    (cd "$here" && go run ./estargz "$dir/$1" "$dir/$1-estargz.part")
+    mv "$dir/$1-estargz.part" "$dir/$1-estargz"
+}
+
 base
 py
 big
+estargz py
+estargz big
 bud rmi --all --force >/dev/null 2>&1 || true
 rm -rf "$store"
