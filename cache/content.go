@@ -1,0 +1,336 @@
+package cache
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// What a process knows of a unit.
+const (
+	unknown = iota // not there when the map was read; another process may have filled it since
+	marked         // there, says the map; its CRC was not checked in this process
+	checked        // there, and its bytes are what they were when they were written
+)
+
+// content is an open pack file, shared by all Packs of this process that stand on it.
+type content struct {
+	s    *Store
+	d    digest.Digest
+	f    *os.File // holds a shared flock
+	dir  string   // of the layer; "" for a pack that is not in the store
+	size int64
+	ends []int64 // where each unit ends
+
+	state     []atomic.Uint32
+	unchecked atomic.Int64 // units whose state is not checked
+	present   atomic.Int64 // bytes of the units whose state is not unknown
+
+	// stripes protect the bytes and the entry of unit i: stripes[i%len].
+	stripes [16]sync.Mutex
+	// writing is held shared by who changes the file, alone by who marks it clean.
+	writing sync.RWMutex
+	writes  atomic.Int64 // changes of the file so far
+
+	// ctx is what the fills of this pack run under.
+	ctx    context.Context
+	cancel context.CancelFunc
+	fills  sync.WaitGroup
+
+	refs int // protected by Store.mu
+
+	mu      sync.Mutex
+	h       header          // protected by mu
+	units   []Unit          // protected by mu; nil when the sums are not known
+	flights map[int]*flight // protected by mu; by unit
+	closing bool            // protected by mu
+	idle    *time.Timer     // protected by mu; settles the pack when nothing was written for a while
+
+	over overlay
+}
+
+// newContent takes f over, whose map is m.
+func newContent(s *Store, d digest.Digest, f *os.File, h header, ends []int64, m []byte) *content {
+	c := &content{s: s, d: d, f: f, h: h, size: h.size, ends: ends, flights: map[int]*flight{}}
+	c.state = make([]atomic.Uint32, len(ends))
+	c.unchecked.Store(int64(len(ends)))
+	c.over.limit = overlayLimit
+	c.ctx, c.cancel = context.WithCancel(s.ctx)
+	for i := range ends {
+		if _, there := entryCRC(m[i*entrySize:], i); there {
+			c.setState(i, marked)
+		}
+	}
+	return c
+}
+
+// discard closes a content that nobody has a reference to.
+func (c *content) discard() {
+	c.cancel()
+	letGo(c.f)
+}
+
+func (c *content) start(i int) int64 {
+	if i == 0 {
+		return 0
+	}
+	return c.ends[i-1]
+}
+
+func (c *content) length(i int) int64          { return c.ends[i] - c.start(i) }
+func (c *content) entryOff(i int) int64        { return c.mapOff() + int64(i)*entrySize }
+func (c *content) mapOff() int64               { return roundUp(c.size) }
+func (c *content) complete() bool              { return c.present.Load() == c.size }
+func (c *content) stripe(i int) *sync.Mutex    { return &c.stripes[i%len(c.stripes)] }
+func (c *content) is(i int, state uint32) bool { return c.state[i].Load() == state }
+
+// setState keeps the counters true.
+func (c *content) setState(i int, to uint32) {
+	from := c.state[i].Swap(to)
+	if (from == unknown) != (to == unknown) {
+		n := c.length(i)
+		if to == unknown {
+			n = -n
+		}
+		c.present.Add(n)
+	}
+	if from != checked && to == checked {
+		c.unchecked.Add(-1)
+	} else if from == checked && to != checked {
+		c.unchecked.Add(1)
+	}
+}
+
+// span returns the units that hold bytes off … off+n-1; last < first when there are none.
+func (c *content) span(off, n int64) (first, last int, err error) {
+	if off < 0 || n < 0 {
+		return 0, -1, fmt.Errorf("%d bytes at %d: %w", n, off, fs.ErrInvalid)
+	}
+	end := min(off+n, c.size)
+	if end < off || n == 0 || off >= c.size { // also when off+n overflows
+		if off+n < off {
+			return 0, -1, fmt.Errorf("%d bytes at %d: %w", n, off, fs.ErrInvalid)
+		}
+		return 0, -1, nil
+	}
+	first = c.unitAt(off)
+	if end <= c.ends[first] {
+		return first, first, nil
+	}
+	return first, c.unitAt(end - 1), nil
+}
+
+// unitAt returns the unit that holds the byte at off.
+func (c *content) unitAt(off int64) int {
+	return sort.Search(len(c.ends), func(i int) bool { return c.ends[i] > off })
+}
+
+// there reports whether unit i can be read, and looks at the disk when it is not known
+// to be: at its entry, then at its bytes. Damaged units are dropped.
+func (c *content) there(i int) bool {
+	if c.is(i, checked) || c.over.has(i) {
+		return true
+	}
+	lock := c.stripe(i)
+	lock.Lock()
+	defer lock.Unlock()
+	if c.is(i, checked) {
+		return true
+	}
+	crc, ok := c.entry(i)
+	if !ok {
+		c.setState(i, unknown)
+		return false
+	}
+	sum, err := c.sum(i)
+	if err == nil && sum == crc {
+		c.setState(i, checked)
+		return true
+	}
+	c.s.log.Warn("damaged unit dropped", "layer", c.d, "unit", i, "off", c.start(i), "len", c.length(i), "err", err)
+	c.dropLocked(i)
+	return false
+}
+
+// entry reads the map entry of unit i: other processes write there too.
+func (c *content) entry(i int) (crc uint32, there bool) {
+	var b [entrySize]byte
+	if _, err := c.f.ReadAt(b[:], c.entryOff(i)); err != nil {
+		return 0, false
+	}
+	return entryCRC(b[:], i)
+}
+
+// sumBuffers are for reading units back.
+var sumBuffers = sync.Pool{New: func() any { return new([128 << 10]byte) }}
+
+// sum reads unit i and returns the CRC-32C of its bytes.
+func (c *content) sum(i int) (uint32, error) {
+	buf := sumBuffers.Get().(*[128 << 10]byte)
+	defer sumBuffers.Put(buf)
+	var crc uint32
+	for off, end := c.start(i), c.ends[i]; off < end; {
+		b := buf[:min(end-off, int64(len(buf)))]
+		if _, err := c.f.ReadAt(b, off); err != nil {
+			return 0, err
+		}
+		crc = crc32.Update(crc, castagnoli, b)
+		off += int64(len(b))
+	}
+	return crc, nil
+}
+
+// dropLocked needs the stripe. That the entry cannot be cleared does no harm: it is
+// checked again by whoever believes it.
+func (c *content) dropLocked(i int) {
+	c.setState(i, unknown)
+	if err := c.change(func() error { return c.writeEntry(i, 0, false) }); err != nil {
+		c.s.log.Warn("clear map entry", "layer", c.d, "unit", i, "err", err)
+	}
+}
+
+func (c *content) writeEntry(i int, crc uint32, there bool) error {
+	var b [entrySize]byte
+	putEntry(b[:], i, c.ends[i], crc, there)
+	_, err := c.f.WriteAt(b[:], c.entryOff(i))
+	return err
+}
+
+// change runs write, which changes the file.
+func (c *content) change(write func() error) error {
+	c.writing.RLock()
+	defer c.writing.RUnlock()
+	defer c.writes.Add(1)
+	if err := c.dirty(); err != nil {
+		return err
+	}
+	return write()
+}
+
+// dirty says in the header that the map may be ahead of the disk. The write is not
+// synced, because the CRCs guard the moment between.
+func (c *content) dirty() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.h.clean {
+		return nil
+	}
+	c.h.clean, c.h.boot = false, c.s.boot
+	return c.writeHeaderLocked()
+}
+
+func (c *content) writeHeaderLocked() error {
+	_, err := c.f.WriteAt(c.h.encode(), c.h.headerOff())
+	return err
+}
+
+// put is what a Fill gets: it verifies unit i, writes it, marks it, and wakes who waits
+// for it. b is the caller's again when put returns.
+func (c *content) put(i int, b []byte) error {
+	if i < 0 || i >= len(c.ends) || int64(len(b)) != c.length(i) {
+		return fmt.Errorf("fill unit %d of %d with %d bytes: %w", i, len(c.ends), len(b), fs.ErrInvalid)
+	}
+	if !c.is(i, checked) && !c.over.has(i) {
+		if err := c.verify(i, b); err != nil {
+			return err
+		}
+		c.keep(i, b)
+	}
+	c.arrived(i)
+	return nil
+}
+
+func (c *content) verify(i int, b []byte) error {
+	c.mu.Lock()
+	units := c.units
+	c.mu.Unlock()
+	if units == nil {
+		return fmt.Errorf("fill unit %d: its sum is not known: %w", i, ErrCorrupt)
+	}
+	if sha256.Sum256(b) != units[i].Sum {
+		return fmt.Errorf("fill unit %d: sum does not match: %w", i, ErrCorrupt)
+	}
+	return nil
+}
+
+// keep writes a verified unit: data, then mark. Where the disk refuses (it is full, or
+// went read-only) the unit stays in memory, because readers can do with it what they came for.
+func (c *content) keep(i int, b []byte) {
+	lock := c.stripe(i)
+	lock.Lock()
+	defer lock.Unlock()
+	if c.is(i, checked) {
+		return
+	}
+	err := c.change(func() error { return c.write(i, b) })
+	if err == nil {
+		c.setState(i, checked)
+		return
+	}
+	if c.over.add(i, b, err) {
+		c.s.log.Warn("write unit; kept in memory", "layer", c.d, "unit", i, "err", err)
+	}
+}
+
+func (c *content) write(i int, b []byte) error {
+	if c.dir == "" {
+		return syscall.ENOSPC // there was no room even for the map
+	}
+	if _, err := c.f.WriteAt(b, c.start(i)); err != nil {
+		return err
+	}
+	return c.writeEntry(i, crc32.Checksum(b, castagnoli), true)
+}
+
+// readAt reads bytes that are there. Once units were kept in memory it must look at
+// every unit: one may have been pushed out again since Ensure.
+func (c *content) readAt(b []byte, off int64) (n int, err error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read pack at %d: %w", off, fs.ErrInvalid)
+	}
+	if off >= c.size {
+		return 0, io.EOF
+	}
+	short := int64(len(b)) > c.size-off
+	if short {
+		b = b[:c.size-off]
+	}
+	if c.over.used.Load() {
+		n, err = c.readMixed(b, off)
+	} else {
+		n, err = c.f.ReadAt(b, off)
+	}
+	if err == nil && short {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (c *content) readMixed(b []byte, off int64) (n int, err error) {
+	for i := c.unitAt(off); n < len(b); i++ {
+		at := off + int64(n)
+		part := b[n:]
+		part = part[:min(int64(len(part)), c.ends[i]-at)]
+		if !c.over.read(i, part, at-c.start(i)) {
+			if !c.is(i, checked) {
+				return n, fmt.Errorf("read pack at %d: %w", at, errGone)
+			}
+			if _, err := c.f.ReadAt(part, at); err != nil {
+				return n, err
+			}
+		}
+		n += len(part)
+	}
+	return n, nil
+}

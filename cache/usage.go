@@ -1,0 +1,200 @@
+package cache
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Usage is what one layer takes.
+type Usage struct {
+	Digest   digest.Digest
+	Size     int64     // bytes of the pack; 0 when there is only an index
+	OnDisk   int64     // bytes that pack and index take
+	Complete bool      // all bytes are there
+	InUse    bool      // a process has the pack open
+	Used     time.Time // when it was last opened or closed
+}
+
+// Usage lists the layers of the store, by digest.
+func (s *Store) Usage() ([]Usage, error) {
+	leave, err := s.door.enter()
+	if err != nil {
+		return nil, fmt.Errorf("cache usage: %w", err)
+	}
+	defer leave()
+	list, err := s.usageLocked()
+	if err != nil {
+		return nil, fmt.Errorf("cache usage: %w", err)
+	}
+	return list, nil
+}
+
+func (s *Store) usageLocked() ([]Usage, error) {
+	dirs, err := filepath.Glob(filepath.Join(s.dir, "layers", "*", "*"))
+	if err != nil {
+		return nil, err
+	}
+	var list []Usage
+	for _, dir := range dirs {
+		d := digest.NewDigestFromEncoded(digest.Algorithm(filepath.Base(filepath.Dir(dir))), filepath.Base(dir))
+		if d.Validate() == nil {
+			list = append(list, s.usageOf(d, dir))
+		}
+	}
+	return list, nil
+}
+
+// usageOf never fails: what cannot be read is not complete.
+func (s *Store) usageOf(d digest.Digest, dir string) Usage {
+	u := Usage{Digest: d}
+	if st, err := os.Stat(dir); err == nil {
+		u.Used = st.ModTime()
+	}
+	u.OnDisk = onDisk(filepath.Join(dir, "index")) + onDisk(filepath.Join(dir, "pack"))
+	f, err := os.OpenFile(filepath.Join(dir, "pack"), os.O_RDWR, 0)
+	if err != nil {
+		return u
+	}
+	defer letGo(f)
+	u.InUse = !tryAlone(f)
+	if c, err := s.read(d, f); err == nil {
+		u.Size, u.Complete = c.size, c.complete()
+		c.cancel()
+	}
+	return u
+}
+
+func onDisk(path string) int64 {
+	var st syscall.Stat_t
+	if syscall.Lstat(path, &st) != nil {
+		return 0
+	}
+	return st.Blocks * 512
+}
+
+// Remove removes the pack and the index of d; the error is ErrInUse while any process has
+// the pack open, and nil when there is nothing. It waits for packs of d that were closed in
+// this process and are on their way to the disk.
+func (s *Store) Remove(d digest.Digest) error {
+	dir, err := s.layerDir(d)
+	if err != nil {
+		return fmt.Errorf("remove layer: %w", err)
+	}
+	s.waitClosed(d)
+	leave, err := s.door.enter()
+	if err != nil {
+		return fmt.Errorf("remove layer: %w", err)
+	}
+	defer leave()
+	if err := removeLocked(dir); err != nil {
+		return fmt.Errorf("remove layer %s: %w", d, err)
+	}
+	return nil
+}
+
+func removeLocked(dir string) error {
+	pack := filepath.Join(dir, "pack")
+	f, err := os.OpenFile(pack, os.O_RDWR, 0)
+	if err == nil {
+		defer letGo(f)
+		if !tryAlone(f) {
+			return ErrInUse
+		}
+		err = os.Remove(pack)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// GC removes layers, the least recently used first and never one in use, until the rest
+// takes at most limit bytes on disk; and what dead processes left. It returns the bytes freed.
+func (s *Store) GC(limit int64) (freed int64, err error) {
+	freed, err = s.sweep()
+	if err != nil {
+		return freed, fmt.Errorf("collect cache: %w", err)
+	}
+	list, err := s.Usage()
+	if err != nil {
+		return freed, fmt.Errorf("collect cache: %w", err)
+	}
+	slices.SortStableFunc(list, func(a, b Usage) int { return cmp.Or(a.Used.Compare(b.Used), cmp.Compare(a.Digest, b.Digest)) })
+	var total int64
+	for _, u := range list {
+		total += u.OnDisk
+	}
+	for _, u := range list {
+		if total <= limit {
+			break
+		}
+		if u.InUse {
+			continue
+		}
+		switch err := s.Remove(u.Digest); {
+		case err == nil:
+			total -= u.OnDisk
+			freed += u.OnDisk
+		case !errors.Is(err, ErrInUse):
+			return freed, fmt.Errorf("collect cache: %w", err)
+		}
+	}
+	return freed, nil
+}
+
+// limit keeps the store within Options.MaxBytes.
+func (s *Store) limit() {
+	if s.max <= 0 {
+		return
+	}
+	freed, err := s.GC(s.max)
+	if err != nil {
+		s.log.Warn("limit cache", "err", err)
+	}
+	if freed > 0 {
+		s.log.Info("cache limited", "freed", freed, "max", s.max)
+	}
+}
+
+// sweep removes temporary files and lock files that no living process has locked, and
+// returns the bytes freed. Anybody who makes such a file locks it and then looks whether it is still there.
+func (s *Store) sweep() (freed int64, err error) {
+	leave, err := s.door.enter()
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	for _, sub := range []string{"tmp", "locks"} {
+		dir := filepath.Join(s.dir, sub)
+		list, err := os.ReadDir(dir)
+		if err != nil {
+			return freed, err
+		}
+		for _, e := range list {
+			freed += sweepFile(filepath.Join(dir, e.Name()))
+		}
+	}
+	return freed, nil
+}
+
+func sweepFile(path string) int64 {
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return 0
+	}
+	defer letGo(f)
+	size := onDisk(path)
+	if !tryAlone(f) || !still(f, path) || os.Remove(path) != nil {
+		return 0
+	}
+	return size
+}
