@@ -1,0 +1,315 @@
+package registry
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+)
+
+// A client talks to one registry host. It finds out once how the host wants
+// to be addressed, keeps one token per scope, and follows redirects by hand, so
+// that credentials never reach another host.
+//
+// ggcr does the handshake and the token exchange. Its ready-made transport is
+// not used because it replays a request after a 401 with a body that may be
+// spent, and fetches a new token for every request that saw the 401.
+type client struct {
+	host    string // as people write it
+	reg     name.Registry
+	http    *guard
+	creds   *credentials
+	log     *slog.Logger
+	backoff backoff
+
+	lock      chan struct{} // holds one element while somebody has the lock; a waiting caller can leave
+	challenge *transport.Challenge
+	tokens    map[string]token // by scopes; protected by lock, as is challenge
+}
+
+type token struct {
+	value   string
+	expires time.Time
+}
+
+// Validity of tokens: registries that name none mean 60 s (distribution, token
+// authentication specification), and one that is about to expire is not used.
+const (
+	defaultTokenLife = 60 * time.Second
+	tokenMargin      = 5 * time.Second
+)
+
+func newClient(r Ref, o Options) (*client, error) {
+	opts := []name.Option{name.WeakValidation}
+	if o.PlainHTTP || isLoopback(r.Host) {
+		opts = append(opts, name.Insecure)
+	}
+	reg, err := name.NewRegistry(r.apiHost(), opts...)
+	if err != nil {
+		return nil, faultf(ErrUsage, "malformed registry name %q: %w", r.Host, err)
+	}
+	return &client{
+		host: r.Host, reg: reg, http: newTransport(o), log: o.logger(), backoff: defaultBackoff,
+		creds: &credentials{file: o.AuthFile, ref: r, log: o.logger()},
+		lock:  make(chan struct{}, 1), tokens: map[string]token{},
+	}, nil
+}
+
+// close gives back connections that are not in use.
+func (c *client) close() {
+	if c.http.own != nil {
+		c.http.own.CloseIdleConnections()
+	}
+}
+
+func (c *client) acquire(ctx context.Context) error {
+	select {
+	case c.lock <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *client) release() { <-c.lock }
+
+// connect asks the registry for its scheme and its way of authentication, once.
+// Hosts that do not answer are not asked twice: the user waits for a name he
+// may have mistyped.
+func (c *client) connect(ctx context.Context) error {
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.release()
+	if c.challenge != nil {
+		return nil
+	}
+	return c.backoff.retry(ctx, c.log, func() error {
+		pingCtx, cancel := context.WithTimeout(ctx, headerTimeout)
+		defer cancel()
+		ch, err := transport.Ping(pingCtx, c.reg, c.http)
+		if err != nil {
+			return permanentUnlessStatus(c.explain(err))
+		}
+		c.challenge = ch
+		return nil
+	})
+}
+
+// endpoint returns the URL of a path below /v2/. connect must have been called.
+func (c *client) endpoint(path string, query url.Values) *url.URL {
+	scheme := "https"
+	if c.challenge.Insecure {
+		scheme = "http"
+	}
+	return &url.URL{Scheme: scheme, Host: c.reg.RegistryStr(), Path: "/v2/" + path, RawQuery: query.Encode()}
+}
+
+// owns tells whether u is on the registry itself, the only place where
+// credentials go.
+func (c *client) owns(u *url.URL) bool {
+	e := c.endpoint("", nil)
+	return u.Scheme == e.Scheme && strings.EqualFold(hostPort(u), hostPort(e))
+}
+
+func hostPort(u *url.URL) string {
+	if u.Port() != "" {
+		return u.Host
+	}
+	if u.Scheme == "http" {
+		return u.Host + ":80"
+	}
+	return u.Host + ":443"
+}
+
+// do sends one request, authorized when it goes to the registry. After a 401
+// the credentials are read again and the request is sent a second time, if its
+// body can be had twice. Any status comes back without an error.
+func (c *client) do(req *http.Request, scopes ...string) (*http.Response, error) {
+	if !c.owns(req.URL) {
+		return c.http.RoundTrip(req)
+	}
+	for try := 0; ; try++ {
+		auth, err := c.authorization(req.Context(), scopes)
+		if err != nil {
+			return nil, err
+		}
+		out := req.Clone(req.Context())
+		if auth != "" {
+			out.Header.Set("Authorization", auth)
+		}
+		resp, err := c.http.RoundTrip(out)
+		if err != nil || resp.StatusCode != http.StatusUnauthorized || try > 0 || !rewind(req) {
+			return resp, err
+		}
+		discard(resp)
+		if err := c.forget(req.Context(), auth, scopes); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// rewind makes req ready to be sent again, if that is possible.
+func rewind(req *http.Request) bool {
+	if req.Body == nil || req.Body == http.NoBody {
+		return true
+	}
+	if req.GetBody == nil {
+		return false
+	}
+	body, err := req.GetBody()
+	req.Body = body
+	return err == nil
+}
+
+// authorization returns the header for a request with these scopes; "" is none.
+func (c *client) authorization(ctx context.Context, scopes []string) (string, error) {
+	if err := c.acquire(ctx); err != nil {
+		return "", err
+	}
+	defer c.release()
+	if strings.EqualFold(c.challenge.Scheme, "bearer") {
+		t, err := c.tokenLocked(ctx, scopes)
+		return "Bearer " + t, err
+	}
+	cfg, err := c.creds.get()
+	if err != nil {
+		return "", err
+	}
+	return plainAuthorization(cfg), nil
+}
+
+func plainAuthorization(cfg authn.AuthConfig) string {
+	switch {
+	case cfg.RegistryToken != "":
+		return "Bearer " + cfg.RegistryToken
+	case cfg.Username != "" && cfg.Password != "":
+		return "Basic " + base64.StdEncoding.EncodeToString([]byte(cfg.Username+":"+cfg.Password))
+	case cfg.Auth != "":
+		return "Basic " + cfg.Auth
+	}
+	return ""
+}
+
+// tokenLocked returns a token for the scopes, a new one when there is none that
+// is still good for a moment. Whoever waits for the lock finds it.
+func (c *client) tokenLocked(ctx context.Context, scopes []string) (string, error) {
+	key := strings.Join(scopes, " ")
+	if t, ok := c.tokens[key]; ok && time.Now().Before(t.expires) {
+		return t.value, nil
+	}
+	t, err := c.exchangeLocked(ctx, scopes)
+	if errors.Is(err, ErrUnauthorized) && c.creds.forget() {
+		t, err = c.exchangeLocked(ctx, scopes)
+	}
+	if err != nil {
+		return "", err
+	}
+	value := t.Token
+	if value == "" {
+		value = t.AccessToken
+	}
+	life := time.Duration(t.ExpiresIn) * time.Second
+	if life <= 0 {
+		life = defaultTokenLife
+	}
+	c.tokens[key] = token{value, time.Now().Add(life - min(tokenMargin, life/2))}
+	return value, nil
+}
+
+// exchangeLocked asks the token server that the registry named.
+func (c *client) exchangeLocked(ctx context.Context, scopes []string) (t *transport.Token, err error) {
+	cfg, err := c.creds.get()
+	if err != nil {
+		return nil, err
+	}
+	if cfg.RegistryToken != "" {
+		return &transport.Token{Token: cfg.RegistryToken}, nil
+	}
+	err = c.backoff.retry(ctx, c.log, func() error {
+		t, err = transport.Exchange(ctx, c.reg, authenticator(cfg), c.http, scopes, c.challenge)
+		return permanentUnlessStatus(c.explain(err))
+	})
+	return t, err
+}
+
+func authenticator(cfg authn.AuthConfig) authn.Authenticator {
+	if cfg == (authn.AuthConfig{}) {
+		return authn.Anonymous
+	}
+	return authn.FromConfig(cfg)
+}
+
+// forget drops what auth was made of, unless somebody else did already.
+func (c *client) forget(ctx context.Context, auth string, scopes []string) error {
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.release()
+	key := strings.Join(scopes, " ")
+	if t, ok := c.tokens[key]; ok && "Bearer "+t.value != auth {
+		return nil
+	}
+	delete(c.tokens, key)
+	c.creds.forget()
+	return nil
+}
+
+// maxRedirects is what browsers and net/http stop far beyond; registries use one or two.
+const maxRedirects = 5
+
+// get sends a GET or HEAD and follows redirects. It returns the last response,
+// whatever its status, and where it came from. Each request is counted.
+func (c *client) get(req *http.Request, count *counter, scopes ...string) (*http.Response, *url.URL, error) {
+	for range maxRedirects {
+		count.requests.Add(1)
+		resp, err := c.do(req, scopes...)
+		if err != nil {
+			return nil, nil, err
+		}
+		next, err := redirect(req, resp)
+		if err != nil || next == nil {
+			return resp, req.URL, err
+		}
+		discard(resp)
+		req = next
+	}
+	return nil, nil, faultf(ErrUnreachable, "%s: more than %d redirects", c.host, maxRedirects)
+}
+
+// redirect returns the request that resp asks for, nil when it asks for none.
+// It carries the same headers, and the Referer that net/http would send.
+func redirect(req *http.Request, resp *http.Response) (*http.Request, error) {
+	switch resp.StatusCode {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	default:
+		return nil, nil
+	}
+	to, err := req.URL.Parse(resp.Header.Get("Location"))
+	if err != nil || resp.Header.Get("Location") == "" {
+		discard(resp)
+		return nil, faultf(ErrUnreachable, "%s: redirect to a malformed address", req.URL.Host)
+	}
+	next := req.Clone(req.Context())
+	next.URL, next.Host = to, ""
+	setReferer(next, req.URL)
+	return next, nil
+}
+
+func setReferer(req *http.Request, from *url.URL) {
+	if from.Scheme == "https" && req.URL.Scheme != "https" {
+		req.Header.Del("Referer")
+		return
+	}
+	u := *from
+	u.User, u.Fragment = nil, ""
+	req.Header.Set("Referer", u.String())
+}

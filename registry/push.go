@@ -1,0 +1,266 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// A NewLayer is a layer that does not exist before it is written.
+type NewLayer struct {
+	// Write writes the blob to w in one pass and then tells what it was:
+	// media type, digest, size, annotations, and the diff ID.
+	Write func(ctx context.Context, w io.Writer) (d ocispec.Descriptor, diffID digest.Digest, err error)
+	// Repeatable allows a second call of Write where a connection broke.
+	Repeatable bool
+}
+
+// PushOptions say what Push adds to the base image.
+type PushOptions struct {
+	Options // how the destination is reached
+
+	Layer     *NewLayer // nil: the image gets a new config only
+	Changes   []string  // lines of a Dockerfile, see ApplyChange
+	Message   string    // the comment in the history
+	Author    string
+	CreatedBy string // the command in the history
+	Epoch     *int64 // Unix time in place of the current one; makes config and manifest reproducible
+
+	Progress func(Progress) // called from one goroutine at a time; nil for none
+}
+
+// Progress is where one blob of a Push stands.
+type Progress struct {
+	Blob        digest.Digest // "" is the new layer, until it is written
+	State       string        // "exists", "mounted", "uploading", "done", "skipped" (foreign layers)
+	Done, Total int64         // bytes; Total is 0 for the new layer
+}
+
+// Push writes an image to dest that is base with one layer more: to a registry,
+// to oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE:REF. It returns the
+// manifest's descriptor and DEST@DIGEST. The new layer is streamed and stored
+// nowhere on the way. Blobs of the base that the destination lacks are mounted
+// there from a repository of the same registry, or streamed through and
+// verified; foreign layers stay with the addresses in their descriptors. The
+// name is moved last: a Push that fails leaves blobs behind at most.
+//
+// Of an index as base only the platform that was opened is carried on: dest gets
+// a single manifest.
+//
+// base must stay open until Push returns. Errors are *Error, or what Layer.Write
+// returned.
+func Push(ctx context.Context, base *Image, dest string, o PushOptions) (ocispec.Descriptor, string, error) {
+	d, name, err := push(ctx, base, dest, o)
+	if err != nil {
+		return ocispec.Descriptor{}, "", wrapError("push", quoteRef(dest), err)
+	}
+	return d, name, nil
+}
+
+func push(ctx context.Context, base *Image, dest string, o PushOptions) (ocispec.Descriptor, string, error) {
+	var none ocispec.Descriptor
+	r, err := parseRef(dest)
+	if err != nil {
+		return none, "", err
+	}
+	if r.Digest != "" {
+		return none, "", faultf(ErrUsage, "a destination is named by a tag, not by a digest")
+	}
+	if err := applyChanges(&rawObject{values: map[string]json.RawMessage{}}, o.Changes); err != nil {
+		return none, "", err // before a byte is sent
+	}
+	s, err := newSink(ctx, r, o)
+	if err != nil {
+		return none, "", err
+	}
+	defer s.close()
+	p := &pushing{base: base, sink: s, o: o, now: pushTime(o)}
+	d, err := p.run(ctx)
+	if err != nil {
+		return none, "", err
+	}
+	return d, dest + "@" + d.Digest.String(), nil
+}
+
+func pushTime(o PushOptions) time.Time {
+	if o.Epoch != nil {
+		return time.Unix(*o.Epoch, 0).UTC()
+	}
+	return time.Now().UTC()
+}
+
+// A sink is where an image is written to.
+type sink interface {
+	// create stores the bytes that write gives it, and returns what write says of them.
+	create(ctx context.Context, repeatable bool, write blobWriter) (ocispec.Descriptor, error)
+	// copy sees to it that a blob of the base image is there.
+	copy(ctx context.Context, base *Image, d ocispec.Descriptor, progress func(Progress)) error
+	// put stores a small blob.
+	put(ctx context.Context, d ocispec.Descriptor, b []byte) error
+	// commit stores the manifest and moves the name to it.
+	commit(ctx context.Context, d ocispec.Descriptor, raw []byte) error
+	// close drops what was not committed.
+	close()
+	// parallel is how many calls of create and copy may run at a time.
+	parallel() int
+}
+
+type blobWriter func(ctx context.Context, w io.Writer) (ocispec.Descriptor, error)
+
+func newSink(ctx context.Context, r Ref, o PushOptions) (sink, error) {
+	switch r.Transport {
+	case transportOCI:
+		return newLayoutSink(r)
+	case transportOCIArchive, transportDockerArchive:
+		return newArchiveSink(r, o)
+	}
+	return newRemoteSink(ctx, r, o.Options)
+}
+
+// A pushing is one Push under way.
+type pushing struct {
+	base *Image
+	sink sink
+	o    PushOptions
+	now  time.Time
+
+	mu sync.Mutex // lets one goroutine at a time call o.Progress
+}
+
+func (p *pushing) progress(v Progress) {
+	if p.o.Progress == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.o.Progress(v)
+}
+
+// run moves blobs first, then the config, the manifest last.
+func (p *pushing) run(ctx context.Context) (ocispec.Descriptor, error) {
+	layer, diffID, err := p.blobs(ctx)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	raw, err := newConfig(p.base, diffID, p.o, p.now)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	config := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	if err := p.sink.put(ctx, config, raw); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	raw, mediaType, err := newManifest(p.base, config, layer, p.now.Format(time.RFC3339Nano))
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	return d, p.sink.commit(ctx, d, raw)
+}
+
+// blobs copies the base's layers and creates the new one, side by side where
+// the sink can.
+func (p *pushing) blobs(ctx context.Context) (layer *ocispec.Descriptor, diffID digest.Digest, err error) {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(p.sink.parallel())
+	if p.o.Layer != nil {
+		g.Go(func() error {
+			layer, diffID, err = p.newLayer(ctx)
+			return err
+		})
+	}
+	seen := map[digest.Digest]bool{}
+	for _, d := range p.base.Manifest.Layers {
+		if seen[d.Digest] {
+			continue
+		}
+		seen[d.Digest] = true
+		g.Go(func() error { return p.sink.copy(ctx, p.base, d, p.progress) })
+	}
+	err = g.Wait()
+	return layer, diffID, err
+}
+
+func (p *pushing) newLayer(ctx context.Context) (*ocispec.Descriptor, digest.Digest, error) {
+	var diffID digest.Digest
+	d, err := p.sink.create(ctx, p.o.Layer.Repeatable, func(ctx context.Context, w io.Writer) (ocispec.Descriptor, error) {
+		c := &checkedWriter{w: w, sum: digest.SHA256.Digester(), moved: func(n int64) { p.progress(Progress{State: "uploading", Done: n}) }}
+		d, id, err := p.o.Layer.Write(ctx, c)
+		if err != nil {
+			return d, err
+		}
+		diffID = id
+		return d, c.check(d, id)
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	p.progress(Progress{Blob: d.Digest, State: "done", Done: d.Size, Total: d.Size})
+	return &d, diffID, nil
+}
+
+// A checkedWriter sees what goes through it, to hold a layer's author to his word.
+type checkedWriter struct {
+	w     io.Writer
+	sum   digest.Digester
+	n     int64
+	moved func(n int64)
+}
+
+func (c *checkedWriter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.sum.Hash().Write(b[:n])
+	c.n += int64(n)
+	c.moved(c.n)
+	return n, err
+}
+
+func (c *checkedWriter) check(d ocispec.Descriptor, diffID digest.Digest) error {
+	switch {
+	case d.Digest != c.sum.Digest() || d.Size != c.n:
+		return faultf(ErrIntegrity, "the new layer is %s of %d bytes, not %s of %d", c.sum.Digest(), c.n, d.Digest, d.Size)
+	case diffID.Validate() != nil:
+		return faultf(ErrIntegrity, "the new layer has the diff ID %q", diffID)
+	}
+	return nil
+}
+
+// copyBlob streams a blob of base to w, and fails when it is not what its digest says.
+func copyBlob(ctx context.Context, w io.Writer, base *Image, d ocispec.Descriptor, progress func(Progress)) error {
+	rc, err := base.Blob(d).ReadRange(ctx, 0, d.Size)
+	if err != nil {
+		return err
+	}
+	defer rc.Close()
+	v := d.Digest.Verifier()
+	moved := &movedWriter{w: io.MultiWriter(w, v), d: d, report: progress}
+	if _, err := io.CopyBuffer(struct{ io.Writer }{moved}, rc, make([]byte, 256<<10)); err != nil {
+		return err
+	}
+	if !v.Verified() {
+		return faultf(ErrIntegrity, "layer %s of the base image has other bytes than its digest says", d.Digest)
+	}
+	progress(Progress{Blob: d.Digest, State: "done", Done: d.Size, Total: d.Size})
+	return nil
+}
+
+// A movedWriter reports what goes through it.
+type movedWriter struct {
+	w      io.Writer
+	d      ocispec.Descriptor
+	n      int64
+	report func(Progress)
+}
+
+func (m *movedWriter) Write(b []byte) (int, error) {
+	n, err := m.w.Write(b)
+	m.n += int64(n)
+	m.report(Progress{Blob: m.d.Digest, State: "uploading", Done: m.n, Total: m.d.Size})
+	return n, err
+}

@@ -1,0 +1,199 @@
+package registrytest
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// On puts a fault in the way of the requests that match, and of no other.
+func On(match func(*http.Request) bool, f Fault) Fault {
+	return func(next http.Handler) http.Handler {
+		faulty := f(next)
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if match(r) {
+				faulty.ServeHTTP(w, r)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+// Times puts a fault in the way of the first n requests that come to it.
+func Times(n int, f Fault) Fault {
+	var left atomic.Int64
+	left.Store(int64(n))
+	return On(func(*http.Request) bool { return left.Add(-1) >= 0 }, f)
+}
+
+// Blobs matches the reading of blobs.
+func Blobs(r *http.Request) bool {
+	t, ok := parsePath(r.URL.Path)
+	return ok && t.kind == "blobs" && r.Method == http.MethodGet
+}
+
+// Manifests matches the reading of manifests, by GET or HEAD.
+func Manifests(r *http.Request) bool {
+	t, ok := parsePath(r.URL.Path)
+	return ok && t.kind == "manifests" && (r.Method == http.MethodGet || r.Method == http.MethodHead)
+}
+
+// Uploads matches whatever belongs to an upload.
+func Uploads(r *http.Request) bool {
+	t, ok := parsePath(r.URL.Path)
+	return ok && t.kind == "uploads"
+}
+
+// NoRange is a registry that answers every range with the whole blob.
+func NoRange(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Header.Del("Range")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// NoMount is a registry that answers a mount with an ordinary upload, which
+// distribution-spec allows ("Mounting a blob from another repository").
+func NoMount(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		q.Del("mount")
+		q.Del("from")
+		r.URL.RawQuery = q.Encode()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// Status answers the first requests, so many times, with a code in place of
+// theirs; times < 0 is for ever. header is names and values in turn, such as
+// "Retry-After", "1".
+func Status(code, times int, header ...string) Fault {
+	refuse := func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			for i := 0; i+1 < len(header); i += 2 {
+				w.Header().Set(header[i], header[i+1])
+			}
+			text := strings.ToUpper(strings.ReplaceAll(http.StatusText(code), " ", ""))
+			(&refusal{code, text, fmt.Sprintf("injected %d", code)}).ServeHTTP(w, r)
+		})
+	}
+	if times < 0 {
+		return refuse
+	}
+	return Times(times, refuse)
+}
+
+// ShortBody announces whole blobs and ranges, and cuts the connection after n
+// bytes of them.
+func ShortBody(n int64) Fault {
+	short := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			next.ServeHTTP(&shortWriter{w, n}, r)
+		})
+	}
+	return On(Blobs, short)
+}
+
+type shortWriter struct {
+	http.ResponseWriter
+	left int64
+}
+
+func (w *shortWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// Write passes on what is left to pass on. net/http cuts the connection of a
+// handler that wrote less than it announced.
+func (w *shortWriter) Write(p []byte) (int, error) {
+	n := min(int64(len(p)), w.left)
+	w.left -= n
+	if n > 0 {
+		if _, err := w.ResponseWriter.Write(p[:n]); err != nil {
+			return 0, err
+		}
+	}
+	if n < int64(len(p)) {
+		_ = http.NewResponseController(w.ResponseWriter).Flush() // what the client sees is the same
+		return 0, http.ErrContentLength
+	}
+	return len(p), nil
+}
+
+// Corrupt flips the bits of the byte at offset at of a blob or manifest, whatever
+// range it is fetched in.
+func Corrupt(d digest.Digest, at int64) Fault {
+	flip := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			next.ServeHTTP(&flipWriter{ResponseWriter: w, digest: d.String(), at: at}, r)
+		})
+	}
+	return On(func(r *http.Request) bool { return r.Method == http.MethodGet }, flip)
+}
+
+type flipWriter struct {
+	http.ResponseWriter
+	digest string
+	at     int64
+	off    int64 // in the blob, of what is written next
+	begun  bool
+}
+
+func (w *flipWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *flipWriter) Write(p []byte) (int, error) {
+	if w.Header().Get("Docker-Content-Digest") != w.digest {
+		return w.ResponseWriter.Write(p)
+	}
+	if !w.begun {
+		w.begun = true
+		_, _ = fmt.Sscanf(w.Header().Get("Content-Range"), "bytes %d-", &w.off) // a whole body has no such header
+	}
+	if i := w.at - w.off; i >= 0 && i < int64(len(p)) {
+		p = append([]byte(nil), p...) // the store's own bytes stay right
+		p[i] ^= 0xff
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.off += int64(n)
+	return n, err
+}
+
+// Outage cuts every connection without an answer while on is true.
+func Outage(on *atomic.Bool) Fault {
+	cut := func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	}
+	return On(func(*http.Request) bool { return on.Load() }, cut)
+}
+
+// Hang takes requests and never answers, until the client leaves.
+func Hang(http.Handler) http.Handler {
+	return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+}
+
+// RedirectBlobs sends readers of blobs to a second server, as registries before
+// an object store do. It has what this handler has, and it answers 400 to a
+// request that comes with an Authorization header, as S3 does. It is a Fault, to
+// be called by Use alone.
+func (s *Server) RedirectBlobs(next http.Handler) http.Handler {
+	storage := s.listen(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			http.Error(w, "InvalidArgument: only one auth mechanism allowed", http.StatusBadRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	}), s.http.TLS != nil)
+	s.storage = append(s.storage, storage)
+	return On(Blobs, redirectTo(storage))(next)
+}
+
+func redirectTo(storage *httptest.Server) Fault {
+	return func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, storage.URL+r.URL.Path+"?X-Amz-Signature=0", http.StatusTemporaryRedirect)
+		})
+	}
+}
