@@ -171,10 +171,13 @@ func podmanTree(t *testing.T, ref string) map[string]node {
 }
 
 // withoutPodmanLosses leaves out what overlayfs under podman cannot show: links
-// over layers are separate files there.
+// over layers are separate files there, and the root is podman's own directory.
 func withoutPodmanLosses(nodes map[string]node) map[string]node {
 	out := map[string]node{}
 	for path, n := range nodes {
+		if path == "." {
+			continue
+		}
 		n.first = ""
 		out[path] = n
 	}
@@ -184,7 +187,7 @@ func withoutPodmanLosses(nodes map[string]node) map[string]node {
 // TestWork runs programs of the daily kind on a writable mount.
 func TestWork(t *testing.T) {
 	layout := sample(t, "py")
-	dir := newHost(t).mount("oci:"+layout+":latest", "--rw")
+	dir := newHost(t).mount("oci:"+layout+":latest", "--rw", "-o", "dev,suid") // a chroot wants /dev/null
 	t.Run("git", func(t *testing.T) {
 		repo := filepath.Join(t.TempDir(), "source")
 		command(t, "git", "clone", "--quiet", "--no-hardlinks", "..", repo)

@@ -22,13 +22,15 @@ var mayImport = map[string][]string{
 	"union/forensic":        {"union/layer"},
 	"union/layer":           {"union/layer/inflate", "cache"},
 	"union/layer/inflate":   {},
-	"union/layer/layertest": {"union/layer", "cache"},
+	"union/layer/layertest": {},
 	"cache":                 {},
 	"registry":              {},
 	"registry/registrytest": {},
 	"integration":           {},
 
-	"integration/images/estargz": {},
+	"union/layer/layertest/estargztest": {},
+	"union/layer/layertest/suite":       {"union/layer", "union/layer/layertest", "union/layer/layertest/estargztest"},
+	"integration/images/estargz":        {},
 }
 
 // mayImportInTests is what a package's tests may use beyond that: images to
@@ -38,7 +40,7 @@ var mayImportInTests = map[string][]string{
 	"fuse":                  {"union/layer", "union/layer/layertest", "cache"},
 	"union":                 {"union/layer/layertest", "union/forensic", "cache"},
 	"union/forensic":        {"union/layer/layertest", "cache"},
-	"union/layer":           {"union/layer/layertest"},
+	"union/layer":           {"union/layer/layertest", "union/layer/layertest/suite", "union/layer/layertest/estargztest"},
 	"union/layer/layertest": {},
 	"registry":              {"registry/registrytest"},
 	"registry/registrytest": {"registry"},

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+	"github.com/layerfs/layerfs/cache"
+	"github.com/layerfs/layerfs/registry"
+	"github.com/spf13/pflag"
+)
+
+// globals are the flags that every command has.
+type globals struct {
+	root, cacheSize, platform, authFile string
+	offline, plainHTTP, insecure        bool
+	logLevel                            string
+	logJSON, quiet, verbose             bool
+}
+
+func (g *globals) declare(f *pflag.FlagSet) {
+	f.StringVar(&g.root, "root", g.root, "state and cache (default /var/lib/layerfs for root, $XDG_DATA_HOME/layerfs otherwise)")
+	f.StringVar(&g.cacheSize, "cache-size", g.cacheSize, "keep the cache below this size: 20GB, 512MiB (default: no limit)")
+	f.StringVar(&g.platform, "platform", g.platform, "OS/ARCH[/VARIANT] to take of a multi-platform image")
+	f.BoolVar(&g.offline, "offline", g.offline, "ask no registry; use what the cache holds")
+	f.BoolVar(&g.plainHTTP, "plain-http", g.plainHTTP, "allow http for every registry, not for loopback alone")
+	f.BoolVar(&g.insecure, "insecure-skip-tls-verify", g.insecure, "accept any certificate")
+	f.StringVar(&g.authFile, "authfile", g.authFile, "credentials, in place of the files of docker and podman")
+	f.StringVar(&g.logLevel, "log-level", g.logLevel, "debug, info, warn or error (default warn; info for servers)")
+	f.BoolVar(&g.logJSON, "log-json", g.logJSON, "log as JSON lines")
+	f.BoolVarP(&g.quiet, "quiet", "q", g.quiet, "no progress and no remarks")
+	f.BoolVarP(&g.verbose, "verbose", "v", g.verbose, "log what is done (--log-level debug)")
+}
+
+// fromEnvironment takes LAYERFS_ROOT for --root, and so on.
+func (e *env) fromEnvironment() error {
+	var firstErr error
+	e.flagSet("").VisitAll(func(f *pflag.Flag) {
+		name := "LAYERFS_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value := e.getenv(name)
+		if value == "" {
+			return
+		}
+		if err := f.Value.Set(value); err != nil && firstErr == nil {
+			firstErr = usageError(fmt.Sprintf("%s=%s: %v", name, value, err))
+		}
+	})
+	return firstErr
+}
+
+// start makes ready what depends on the flags.
+func (e *env) start() (err error) {
+	if e.root == "" {
+		e.root = defaultRoot(e.getenv)
+	}
+	if e.root, err = filepath.Abs(e.root); err != nil {
+		return err
+	}
+	e.log, err = e.newLog(e.stderr, slog.LevelWarn)
+	return err
+}
+
+func defaultRoot(getenv func(string) string) string {
+	switch {
+	case os.Geteuid() == 0:
+		return "/var/lib/layerfs"
+	case getenv("XDG_DATA_HOME") != "":
+		return filepath.Join(getenv("XDG_DATA_HOME"), "layerfs")
+	}
+	return filepath.Join(getenv("HOME"), ".local/share/layerfs")
+}
+
+func (e *env) newLog(w io.Writer, level slog.Level) (*slog.Logger, error) {
+	if e.verbose {
+		level = slog.LevelDebug
+	}
+	if e.logLevel != "" {
+		if err := level.UnmarshalText([]byte(e.logLevel)); err != nil {
+			return nil, usageError("--log-level " + e.logLevel + ": want debug, info, warn or error")
+		}
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if e.logJSON {
+		return slog.New(slog.NewJSONHandler(w, o)), nil
+	}
+	return slog.New(slog.NewTextHandler(w, o)), nil
+}
+
+func (e *env) openStore() (*cache.Store, error) {
+	var limit uint64
+	if e.cacheSize != "" {
+		var err error
+		if limit, err = humanize.ParseBytes(e.cacheSize); err != nil {
+			return nil, usageError("--cache-size " + e.cacheSize + ": want a size such as 20GB")
+		}
+	}
+	s, err := cache.Open(filepath.Join(e.root, "cache"), cache.Options{MaxBytes: int64(limit), Logger: e.log})
+	if err != nil {
+		return nil, fmt.Errorf("open the cache: %w; choose another directory with --root", err)
+	}
+	return s, nil
+}
+
+func (e *env) registryOptions(records registry.Records) registry.Options {
+	return registry.Options{
+		Platform: e.platform, PlainHTTP: e.plainHTTP, InsecureSkipTLSVerify: e.insecure, Offline: e.offline,
+		AuthFile: e.authFile, Records: records, Logger: e.log, UserAgent: "layerfs/" + version,
+	}
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/layerfs/layerfs/cache"
+	"github.com/layerfs/layerfs/registry"
+	"github.com/layerfs/layerfs/union"
+	"github.com/layerfs/layerfs/union/layer"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// The one place where registry and layer meet.
+var _ layer.Ranger = (*registry.Blob)(nil)
+
+// An image is an opened image: its manifest, its layers, and what they make together.
+type image struct {
+	*registry.Image
+	store  *cache.Store
+	layers []*layer.Layer // the base first
+	blobs  []*registry.Blob
+	tree   *union.Tree
+}
+
+// openManifest opens an image without its layers.
+func (e *env) openManifest(ctx context.Context, ref string) (*image, error) {
+	store, err := e.openStore()
+	if err != nil {
+		return nil, err
+	}
+	im, err := registry.Open(ctx, ref, e.registryOptions(store))
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return &image{Image: im, store: store}, nil
+}
+
+// openImage opens an image, all its layers at once, and merges them.
+func (e *env) openImage(ctx context.Context, ref string) (*image, error) {
+	im, err := e.openManifest(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	p := e.newProgress()
+	err = im.openLayers(ctx, e, span{}, p.layer)
+	p.done()
+	if err != nil {
+		return nil, errors.Join(err, im.Close())
+	}
+	return im, nil
+}
+
+// A span is the layers of an image that are wanted: from … to, counted from 1 at the base. The zero span is all.
+type span struct{ from, to int }
+
+func (s span) of(n int) (span, error) {
+	if s == (span{}) {
+		return span{1, n}, nil
+	}
+	if s.from < 1 || s.to > n || s.from > s.to {
+		return s, usageError(fmt.Sprintf("--layers %d-%d: the image has layers 1 to %d", s.from, s.to, n))
+	}
+	return s, nil
+}
+
+// A layerProgress is told how the opening of layer i of n goes.
+type layerProgress func(i, n int, d ocispec.Descriptor, p layer.Progress)
+
+// maxOpening bounds the layers that are opened at the same time: each streams over a connection of its own and takes some MB of buffers.
+const maxOpening = 12
+
+// openLayers opens the wanted layers, the upper ones first, and merges them.
+func (im *image) openLayers(ctx context.Context, e *env, want span, progress layerProgress) error {
+	want, err := want.of(len(im.Manifest.Layers))
+	if err != nil && len(im.Manifest.Layers) > 0 {
+		return err
+	}
+	descs := im.Manifest.Layers[want.from-1 : want.to]
+	im.layers = make([]*layer.Layer, len(descs))
+	im.blobs = make([]*registry.Blob, len(descs))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxOpening)
+	for i := len(descs) - 1; i >= 0; i-- {
+		im.blobs[i] = im.Blob(descs[i])
+		g.Go(func() (err error) {
+			o := layer.Options{DiffID: im.diffID(want.from - 1 + i), Logger: e.log}
+			if progress != nil {
+				o.Progress = func(p layer.Progress) { progress(i, len(descs), descs[i], p) }
+			}
+			im.layers[i], err = layer.Open(gctx, descs[i], im.blobs[i], im.store, o)
+			if err != nil {
+				return fmt.Errorf("open layer %d of %s: %w", want.from+i, im.Ref, err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	im.tree, err = union.Merge(ctx, im.layers)
+	return err
+}
+
+// diffID is what the config says of layer i; "" when it says nothing.
+func (im *image) diffID(i int) digest.Digest {
+	if ids := im.Config.RootFS.DiffIDs; i < len(ids) {
+		return ids[i]
+	}
+	return ""
+}
+
+// size is the size of all layers' blobs.
+func (im *image) size() (n int64) {
+	for _, d := range im.Manifest.Layers {
+		n += d.Size
+	}
+	return n
+}
+
+// fetched is what was fetched of the layers since they were opened.
+func (im *image) fetched() (requests, bytes int64) {
+	for _, b := range im.blobs {
+		r, n := b.Stats()
+		requests, bytes = requests+r, bytes+n
+	}
+	return requests, bytes
+}
+
+// Close closes the layers, the image and the cache. It is safe to call twice.
+func (im *image) Close() error {
+	var errs []error
+	for _, l := range im.layers {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	im.layers = nil
+	if im.store != nil {
+		errs = append(errs, im.Image.Close(), im.store.Close())
+		im.store = nil
+	}
+	return errors.Join(errs...)
+}

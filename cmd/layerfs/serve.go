@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/layerfs/layerfs/fuse"
+	"github.com/layerfs/layerfs/union"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+func digestOf(s string) digest.Digest { return digest.Digest(s) }
+
+// A teller writes news, from any goroutine.
+type teller struct {
+	mu  sync.Mutex
+	enc *json.Encoder // protected by mu
+}
+
+// tell sends news. Who started us may be gone; the mount goes on without him.
+func (t *teller) tell(n news) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_ = t.enc.Encode(n)
+}
+
+// serverEvents are what a server says while it starts.
+type serverEvents struct {
+	layer  layerProgress
+	remark func(text string)
+	ready  func()
+}
+
+// A server is one mount being served.
+type server struct {
+	e     *env
+	plan  *mountPlan
+	im    *image
+	upper *union.Upper
+	fs    *union.FS
+	fuse  *fuse.Server
+	held  *heldState
+	begun time.Time
+}
+
+// serve opens the image, mounts it, and returns when it is unmounted. ctx ends it too.
+func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err error) {
+	unix.Umask(0) // modes come from the kernel as they are to be
+	s := &server{e: e, plan: p, begun: time.Now().UTC()}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.open(ctx, ev); err != nil {
+		return err
+	}
+	if err := s.mount(); err != nil {
+		return err
+	}
+	control, err := s.listen()
+	if err != nil {
+		return errors.Join(err, s.fuse.Unmount())
+	}
+	defer control.Close()
+	requests, bytes := s.im.fetched()
+	ev.remark(fmt.Sprintf("%s: %d layers, fetched %s of %s in %d requests", p.image, len(s.im.layers),
+		size(bytes, false), size(s.im.size(), false), requests))
+	ev.ready()
+	e.log.Info("mounted", "mountpoint", p.dir, "image", s.im.Name, "mode", s.mode(), "ready_after", time.Since(s.begun))
+	stop := context.AfterFunc(ctx, s.unmount)
+	defer stop()
+	s.fuse.Wait()
+	e.log.Info("unmounted", "mountpoint", p.dir)
+	return nil
+}
+
+func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
+	if s.im, err = s.e.openManifest(ctx, s.plan.image); err != nil {
+		return err
+	}
+	if err := s.im.openLayers(ctx, s.e, s.plan.span, ev.layer); err != nil {
+		return err
+	}
+	for _, d := range s.im.tree.Defects() {
+		s.e.log.Warn("the image has a defect", "path", d.Path, "reason", d.Reason)
+	}
+	if !s.plan.rw {
+		s.fs = union.New(s.im.tree, nil)
+		return nil
+	}
+	s.upper, err = union.OpenUpper(s.plan.upper, s.plan.work, union.UpperOptions{
+		Create: true, Force: s.plan.force, Volatile: s.plan.ephemeral,
+		Base: s.im.tree.Digest(), BaseRef: s.im.Name, Logger: s.e.log,
+	})
+	if errors.Is(err, union.ErrOtherBase) {
+		err = fmt.Errorf("%w; mount that image, choose another --upper, or say --force-upper", err)
+	}
+	if err != nil {
+		return err
+	}
+	s.fs = union.New(s.im.tree, s.upper)
+	return nil
+}
+
+func (s *server) mode() string {
+	if s.plan.rw {
+		return "rw"
+	}
+	return "ro"
+}
+
+func (s *server) mount() (err error) {
+	state := &mountState{
+		Mountpoint: s.plan.dir, Image: s.plan.image, Name: s.im.Name, Mode: s.mode(), Layers: len(s.im.layers), PID: os.Getpid(),
+		Started: s.begun, Upper: s.plan.upper, Work: s.plan.work, Ephemeral: s.plan.ephemeral, Platform: s.e.platform, Log: s.e.logPath(s.plan.dir),
+	}
+	if s.held, err = holdState(state, s.e.stateDir(s.plan.dir)); err != nil {
+		return fmt.Errorf("%w: %w", fuse.ErrMountpoint, err)
+	}
+	s.fuse, err = fuse.Mount(fuse.Options{
+		FS: s.fs, Mountpoint: s.plan.dir, FsName: s.im.Ref, Flags: s.plan.flags, AllowOther: s.plan.allowOther || os.Geteuid() == 0,
+		Logger: s.e.log,
+	})
+	return err
+}
+
+// unmount ends the service because of a signal. A mount in use is detached:
+// those who use it get errors when this process ends, which is what a signal asks for.
+func (s *server) unmount() {
+	if err := s.fuse.Unmount(); err != nil {
+		s.e.log.Warn("unmount", "err", err)
+		if err := fuse.Unmount(s.plan.dir, true); err != nil {
+			s.e.log.Error("lazy unmount", "err", err)
+		}
+	}
+}
+
+func (s *server) close() error {
+	var errs []error
+	if s.fs != nil {
+		errs = append(errs, s.fs.Close())
+	}
+	if s.upper != nil {
+		errs = append(errs, s.upper.Close())
+		if s.plan.ephemeral {
+			errs = append(errs, os.RemoveAll(filepath.Dir(s.plan.upper)))
+		}
+	}
+	if s.im != nil {
+		errs = append(errs, s.im.Close())
+	}
+	if s.held != nil {
+		errs = append(errs, s.held.release())
+	}
+	return errors.Join(errs...)
+}
+
+// A liveStatus is what a server says of itself on its socket.
+type liveStatus struct {
+	Fetched   int64         `json:"fetched"`
+	Requests  int64         `json:"requests"`
+	Total     int64         `json:"total"`
+	Open      int           `json:"open"`
+	LayerInfo []layerStatus `json:"layer_status"`
+}
+
+type layerStatus struct {
+	Digest   string `json:"digest"`
+	Lazy     bool   `json:"lazy"`
+	Index    string `json:"index"`
+	Why      string `json:"why,omitempty"`
+	Fetched  int64  `json:"fetched"`
+	Requests int64  `json:"requests"`
+	Total    int64  `json:"total"`
+	Complete bool   `json:"complete"`
+}
+
+// listen answers on the control socket: whoever connects is told the status.
+func (s *server) listen() (net.Listener, error) {
+	path, done, err := controlPath(s.held.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	_ = os.Remove(path)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("open the control socket: %w", err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go s.answer(c)
+		}
+	}()
+	return l, nil
+}
+
+func (s *server) answer(c net.Conn) {
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = json.NewEncoder(c).Encode(s.status())
+}
+
+func (s *server) status() liveStatus {
+	requests, bytes := s.im.fetched()
+	st := liveStatus{Fetched: bytes, Requests: requests, Total: s.im.size(), Open: s.fuse.OpenFiles()}
+	for _, l := range s.im.layers {
+		n := l.Status()
+		st.LayerInfo = append(st.LayerInfo, layerStatus{
+			Digest: string(l.Digest()), Lazy: n.Lazy, Index: n.Index, Why: n.Why,
+			Fetched: n.Fetched, Requests: n.Requests, Total: n.Total, Complete: n.Complete,
+		})
+	}
+	return st
+}
+
+// askStatus asks a live server.
+func askStatus(dir string) (st liveStatus, err error) {
+	path, done, err := controlPath(dir)
+	if err != nil {
+		return st, err
+	}
+	defer done()
+	c, err := net.DialTimeout("unix", path, 2*time.Second)
+	if err != nil {
+		return st, err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	return st, json.NewDecoder(c).Decode(&st)
+}
+
+// notifyReady tells systemd that the service is up (sd_notify(3)).
+func (e *env) notifyReady() {
+	addr := e.getenv("NOTIFY_SOCKET")
+	if addr == "" {
+		return
+	}
+	c, err := net.Dial("unixgram", addr)
+	if err != nil {
+		e.log.Warn("tell systemd", "err", err)
+		return
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("READY=1")); err != nil {
+		e.log.Warn("tell systemd", "err", err)
+	}
+}

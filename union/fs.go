@@ -1,0 +1,540 @@
+package union
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// An FS is the tree of an image, with an upper directory above it or without.
+// Its methods are what the kernel asks of a file system; their errors are
+// syscall.Errno, *DataError or the context's. They may be called in parallel.
+//
+// Locks, in this order: File.mu, copying (of one node, over a copy-up of content), ns
+// (the names in the upper directory; held for writing by what changes them),
+// tab (the node table, for moments). None is held over a read or write of a
+// file's content.
+type FS struct {
+	tree *Tree
+	up   *Upper // nil: read-only
+
+	copying idLocks
+	ns      sync.RWMutex
+	tab     sync.Mutex
+	nodes   map[ID]*node     // protected by tab; a lower node is here from its copy-up or removal on
+	byIno   map[uint64]*node // protected by tab; the same by backing inode number
+	next    ID               // protected by tab; the next ID for a node born in the upper directory
+	fds     dirFDs
+	origin  string // what ends the origin mark: it is of this tree
+}
+
+// New puts an upper directory above a tree; nil makes a read-only FS. The FS
+// owns neither. The process's umask must be 0, since modes come from the kernel as they are to be.
+func New(t *Tree, up *Upper) *FS {
+	f := &FS{tree: t, up: up, nodes: map[ID]*node{}, byIno: map[uint64]*node{}, next: ID(t.Len()) + 1}
+	f.fds.open = map[*node]*dirFD{}
+	f.origin = "@" + t.Digest().Encoded()[:16]
+	if up != nil {
+		var st unix.Stat_t
+		_ = unix.Fstat(up.root, &st)
+		root := &node{id: Root, lower: Root, typ: unix.S_IFDIR, fd: -1, ino: st.Ino}
+		if up.isOpaque(up.root, ".") {
+			root.lower = 0
+		}
+		f.nodes[Root], f.byIno[st.Ino] = root, root
+		if up.redirects {
+			f.adoptDirs(root)
+		}
+		if up.fresh {
+			f.dressRoot()
+		}
+	}
+	return f
+}
+
+// dressRoot gives a new upper directory the metadata of the tree's root. Where
+// that is not possible the root only differs: the mount works all the same.
+func (f *FS) dressRoot() {
+	if err := f.copyMeta(f.up.root, ".", Root, f.tree.Attr(Root)); err != nil {
+		f.up.log.Warn("copy the metadata of the root directory", "err", err)
+	}
+}
+
+// adoptDirs enters all upper directories into the table. A renamed directory
+// must be known before somebody asks where the names of a lower node have gone.
+func (f *FS) adoptDirs(d *node) {
+	list, err := f.list(d.id)
+	if err != nil {
+		f.up.log.Error("look for renamed directories", "err", err)
+		return
+	}
+	for _, e := range list {
+		if e.Mode != unix.S_IFDIR {
+			continue
+		}
+		if h, err := f.find(d.id, e.Name, false); err == nil && h.n != nil {
+			f.adoptDirs(h.n)
+		}
+	}
+}
+
+// Tree is the lower tree.
+func (f *FS) Tree() *Tree { return f.tree }
+
+// ReadOnly tells whether there is no upper directory, or one that was opened only to be read.
+func (f *FS) ReadOnly() bool { return f.up == nil || f.up.o.ReadOnly }
+
+// HasXattrs is false when no node has, or can get, extended attributes.
+func (f *FS) HasXattrs() bool { return f.up != nil || f.tree.HasXattrs() }
+
+// Close closes the descriptors the FS keeps. No call may be under way.
+func (f *FS) Close() error {
+	f.fds.closeAll()
+	f.tab.Lock()
+	defer f.tab.Unlock()
+	for _, n := range f.nodes {
+		if n.fd >= 0 {
+			_ = unix.Close(n.fd)
+			n.fd = -1
+		}
+	}
+	return nil
+}
+
+// node is the table's entry of an ID: nil for a lower node that is as it was.
+func (f *FS) node(id ID) *node {
+	if f.up == nil {
+		return nil
+	}
+	f.tab.Lock()
+	defer f.tab.Unlock()
+	return f.nodes[id]
+}
+
+// upperOf is the table's entry of a node that can be reached in the upper directory; else nil.
+func (f *FS) upperOf(id ID) *node {
+	if f.up == nil {
+		return nil
+	}
+	f.tab.Lock()
+	defer f.tab.Unlock()
+	if n := f.nodes[id]; n != nil && (!n.gone || n.fd >= 0) {
+		return n
+	}
+	return nil
+}
+
+// A hit is what a name leads to: an upper part, or a lower node alone.
+type hit struct {
+	n  *node // nil: lower only
+	id ID
+	st unix.Stat_t // of the upper part
+}
+
+// find resolves a name. FS.ns is held. ref takes a reference on an upper node.
+func (f *FS) find(dir ID, name string, ref bool) (hit, error) {
+	d := f.node(dir)
+	if d == nil {
+		return f.findLower(dir, name, ref)
+	}
+	switch {
+	case d.typ != unix.S_IFDIR:
+		return hit{}, unix.ENOTDIR
+	case d.gone, reserved(name):
+		return hit{}, unix.ENOENT
+	case len(name) > nameMax:
+		return hit{}, unix.ENAMETOOLONG
+	}
+	var h hit
+	err := f.dir(d, func(fd int) (err error) {
+		h, err = f.findUpper(d, fd, name, ref)
+		return err
+	})
+	if err == errLower {
+		return f.findLower(d.lower, name, ref)
+	}
+	return h, err
+}
+
+// nameMax is NAME_MAX of linux/limits.h.
+const nameMax = 255
+
+// reserved tells whether a name cannot exist in an image: it would be a whiteout in a layer.
+func reserved(name string) bool { return strings.HasPrefix(name, whiteoutPrefix) }
+
+// errLower says that the upper directory has nothing to say of a name; it never leaves this package.
+var errLower = fmt.Errorf("look below")
+
+func (f *FS) findUpper(d *node, fd int, name string, ref bool) (h hit, err error) {
+	err = unix.Fstatat(fd, name, &h.st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == unix.ENOENT && d.merged() && !f.dotWhiteout(fd, name) {
+		return h, errLower
+	}
+	if err != nil {
+		return h, err
+	}
+	if f.up.isWhiteout(fd, name, &h.st) {
+		return h, unix.ENOENT
+	}
+	h.n = f.adopt(d, fd, name, &h.st, ref)
+	h.id = h.n.id
+	return h, nil
+}
+
+// dotWhiteout tells whether another program left a whiteout in the form of a file .wh.NAME.
+func (f *FS) dotWhiteout(fd int, name string) bool {
+	var st unix.Stat_t
+	return f.up.dotWh && unix.Fstatat(fd, whiteoutPrefix+name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+}
+
+func (f *FS) findLower(dir ID, name string, ref bool) (hit, error) {
+	if !f.tree.Has(dir) {
+		return hit{}, unix.ESTALE
+	}
+	if len(name) > nameMax {
+		return hit{}, unix.ENAMETOOLONG
+	}
+	id, ok := f.tree.Lookup(dir, name)
+	if !ok {
+		if !f.tree.IsDir(dir) {
+			return hit{}, unix.ENOTDIR
+		}
+		return hit{}, unix.ENOENT
+	}
+	if n := f.upperOf(id); n != nil {
+		h := hit{n: n, id: id}
+		return h, f.statNode(n, &h.st)
+	}
+	return hit{id: id}, nil
+}
+
+// adopt finds or makes the table's entry of an upper node.
+func (f *FS) adopt(d *node, fd int, name string, st *unix.Stat_t, ref bool) *node {
+	f.tab.Lock()
+	n := f.byIno[st.Ino]
+	f.tab.Unlock()
+	var fresh *node
+	if n == nil {
+		fresh = &node{typ: st.Mode & unix.S_IFMT, fd: -1, ino: st.Ino, lower: f.lowerOf(d, fd, name, st)}
+	}
+	f.tab.Lock()
+	defer f.tab.Unlock()
+	if n = f.byIno[st.Ino]; n == nil {
+		n = f.enterLocked(fresh)
+	}
+	n.addPlace(d, name)
+	if ref {
+		n.refs++
+	}
+	return n
+}
+
+// enterLocked gives a node its ID, the lower one where that is free, and puts it in the table.
+func (f *FS) enterLocked(n *node) *node {
+	if n.id = n.lower; n.lower == 0 || f.nodes[n.lower] != nil {
+		n.id = f.next
+		f.next++
+	}
+	f.nodes[n.id], f.byIno[n.ino] = n, n
+	return n
+}
+
+// lowerOf finds the lower node of an upper entry that the table does not know yet: what
+// a directory merges with, or what a file was copied up from. 0 is none.
+func (f *FS) lowerOf(d *node, fd int, name string, st *unix.Stat_t) ID {
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return f.originOf(fd, name, st.Mode&unix.S_IFMT)
+	}
+	if f.up.isOpaque(fd, name) {
+		return 0
+	}
+	if to, err := lgetxattrAt(fd, name, f.up.prefix+xattrRedirect); err == nil {
+		return f.redirected(d.lower, string(to))
+	}
+	if !d.merged() {
+		return 0
+	}
+	if id, ok := f.tree.Lookup(d.lower, name); ok && f.tree.IsDir(id) {
+		return id
+	}
+	return 0
+}
+
+// redirected resolves overlayfs's redirect: an absolute path in the lower
+// tree, or another name in the lower directory (0: none).
+func (f *FS) redirected(dir ID, to string) ID {
+	var id ID
+	var err error
+	if strings.HasPrefix(to, "/") {
+		id, err = f.tree.Resolve(to)
+	} else if dir != 0 {
+		id, _ = f.tree.Lookup(dir, to)
+	}
+	if err != nil || id == 0 || !f.tree.IsDir(id) {
+		return 0
+	}
+	return id
+}
+
+// originOf reads our own mark of where a file was copied up from. It holds for one tree only.
+func (f *FS) originOf(fd int, name string, typ uint32) ID {
+	v, err := lgetxattrAt(fd, name, f.up.prefix+xattrOrigin)
+	if err != nil {
+		return 0
+	}
+	num, ours := strings.CutSuffix(string(v), f.origin)
+	n, err := strconv.ParseUint(num, 10, 64)
+	if id := ID(n); ours && err == nil && f.tree.Has(id) && f.tree.Mode(id)&unix.S_IFMT == typ {
+		return id
+	}
+	return 0
+}
+
+// Lookup finds a name in a directory. It takes a reference on the node, which Forget gives back.
+func (f *FS) Lookup(_ context.Context, dir ID, name string) (ID, Attr, error) {
+	if f.up == nil {
+		h, err := f.findLower(dir, name, false)
+		if err != nil {
+			return 0, Attr{}, err
+		}
+		return h.id, f.tree.Attr(h.id), nil
+	}
+	f.ns.RLock()
+	defer f.ns.RUnlock()
+	h, err := f.find(dir, name, true)
+	if err != nil {
+		return 0, Attr{}, err
+	}
+	return h.id, f.attr(h), nil
+}
+
+// Forget gives references back. A node born in the upper directory that has none left leaves the table.
+func (f *FS) Forget(id ID, refs uint64) {
+	if f.up == nil || f.tree.Has(id) {
+		return // lower nodes stay: the kernel's references to them before a copy-up were never counted
+	}
+	f.tab.Lock()
+	defer f.tab.Unlock()
+	n := f.nodes[id]
+	if n == nil {
+		return
+	}
+	n.refs -= min(refs, n.refs)
+	f.releaseLocked(n)
+}
+
+// releaseLocked takes a node that nobody refers to out of the table, and its directories likewise.
+func (f *FS) releaseLocked(n *node) {
+	if f.tree.Has(n.id) || n.refs > 0 || n.kids > 0 || f.nodes[n.id] != n {
+		return
+	}
+	delete(f.nodes, n.id)
+	if f.byIno[n.ino] == n {
+		delete(f.byIno, n.ino)
+	}
+	f.fds.drop(n)
+	if n.fd >= 0 {
+		_ = unix.Close(n.fd)
+		n.fd = -1
+	}
+	for _, p := range n.places {
+		p.dir.kids--
+		f.releaseLocked(p.dir)
+	}
+	n.places = nil
+}
+
+// attr is the attributes of what a name led to.
+func (f *FS) attr(h hit) Attr {
+	if h.n == nil {
+		return f.lowerAttr(h.id)
+	}
+	return f.statAttr(h.n, &h.st)
+}
+
+// bornIno marks the inode numbers of nodes born in the upper directory, so
+// that they cannot meet those of the tree. File systems number below it.
+const bornIno = 1 << 62
+
+// statIno is the st_ino of an upper node: the lower node's where it comes from one.
+func (f *FS) statIno(n *node) uint64 {
+	if f.tree.Has(n.id) {
+		return uint64(n.id)
+	}
+	return n.ino | bornIno
+}
+
+func (f *FS) statAttr(n *node, st *unix.Stat_t) Attr {
+	a := Attr{Ino: f.statIno(n), Mode: st.Mode, Nlink: uint32(st.Nlink), UID: st.Uid, GID: st.Gid, Rdev: st.Rdev,
+		Size: st.Size, Blocks: st.Blocks, Blksize: uint32(st.Blksize),
+		Atime: statTime(st.Atim), Mtime: statTime(st.Mtim), Ctime: statTime(st.Ctim)}
+	if a.IsDir() && !n.gone {
+		a.Nlink = 1
+	}
+	return a
+}
+
+func statTime(t unix.Timespec) Time { return Time{t.Sec, uint32(t.Nsec)} }
+
+// lowerAttr is the attributes of a node without an upper part. Names of it
+// that are hidden by now do not count as links.
+func (f *FS) lowerAttr(id ID) Attr {
+	a := f.tree.Attr(id)
+	if f.up == nil || a.IsDir() && f.node(id) == nil {
+		return a
+	}
+	if n := f.node(id); n != nil && n.gone {
+		a.Nlink = 0
+	} else if a.Nlink > 1 {
+		a.Nlink = uint32(len(f.visibleNames(id)))
+	}
+	return a
+}
+
+// visibleNames lists the names at which a lower node without an upper part still shows. FS.ns is held.
+func (f *FS) visibleNames(id ID) []Name {
+	var names []Name
+	for _, n := range f.tree.Names(id) {
+		if f.visible(n, id) {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+func (f *FS) visible(at Name, id ID) bool {
+	if !f.alive(at.Dir) {
+		return false
+	}
+	h, err := f.find(at.Dir, at.Name, false)
+	return err == nil && h.id == id
+}
+
+// alive tells whether a lower directory can still be reached.
+func (f *FS) alive(dir ID) bool {
+	if n := f.node(dir); n != nil {
+		return !n.gone
+	}
+	return f.visible(f.tree.Names(dir)[0], dir)
+}
+
+// statNode is fstat of a node with an upper part. FS.ns is held.
+func (f *FS) statNode(n *node, st *unix.Stat_t) error {
+	if n.id == Root {
+		return unix.Fstat(f.up.root, st)
+	}
+	p, kept, err := f.place(n)
+	if err != nil {
+		return err
+	}
+	if kept >= 0 {
+		return unix.Fstat(kept, st)
+	}
+	return f.dir(p.dir, func(dir int) error { return unix.Fstatat(dir, p.name, st, unix.AT_SYMLINK_NOFOLLOW) })
+}
+
+// Getattr is stat(2) of a node; h is an open file of it, or nil.
+func (f *FS) Getattr(_ context.Context, id ID, h *File) (Attr, error) {
+	if f.up == nil {
+		if !f.tree.Has(id) {
+			return Attr{}, unix.ESTALE
+		}
+		return f.tree.Attr(id), nil
+	}
+	f.ns.RLock()
+	defer f.ns.RUnlock()
+	return f.getattr(id)
+}
+
+func (f *FS) getattr(id ID) (Attr, error) {
+	if n := f.upperOf(id); n != nil {
+		var st unix.Stat_t
+		if err := f.statNode(n, &st); err != nil {
+			return Attr{}, err
+		}
+		return f.statAttr(n, &st), nil
+	}
+	if !f.tree.Has(id) {
+		return Attr{}, unix.ESTALE
+	}
+	return f.lowerAttr(id), nil
+}
+
+// Readlink is the target of a symlink.
+func (f *FS) Readlink(_ context.Context, id ID) (string, error) {
+	if f.up != nil {
+		f.ns.RLock()
+		defer f.ns.RUnlock()
+	}
+	if n := f.upperOf(id); n != nil {
+		return f.readlinkUpper(n)
+	}
+	if !f.tree.Has(id) {
+		return "", unix.ESTALE
+	}
+	if f.tree.Mode(id)&unix.S_IFMT != unix.S_IFLNK {
+		return "", unix.EINVAL
+	}
+	return f.tree.Readlink(id), nil
+}
+
+func (f *FS) readlinkUpper(n *node) (target string, err error) {
+	err = f.withPath(n, func(fd int) error {
+		target, err = readlinkAt(fd, "")
+		return err
+	})
+	return target, err
+}
+
+// Statfs is the upper directory's file system, or the size of the tree.
+func (f *FS) Statfs(context.Context) (Statfs, error) {
+	if f.ReadOnly() {
+		n := uint64(f.tree.size+blockSize-1) / blockSize
+		return Statfs{Blocks: n, Files: uint64(f.tree.Len()), Bsize: blockSize, NameLen: nameMax}, nil
+	}
+	var st syscall.Statfs_t
+	if err := syscall.Fstatfs(f.up.root, &st); err != nil {
+		return Statfs{}, err
+	}
+	return Statfs{Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail, Files: st.Files, Ffree: st.Ffree,
+		Bsize: uint32(st.Bsize), NameLen: nameMax}, nil
+}
+
+// idLocks are locks by ID.
+type idLocks struct {
+	mu    sync.Mutex
+	locks map[ID]*idLock
+}
+
+type idLock struct {
+	sync.Mutex
+	users int
+}
+
+func (l *idLocks) lock(id ID) (unlock func()) {
+	l.mu.Lock()
+	k := l.locks[id]
+	if k == nil {
+		if l.locks == nil {
+			l.locks = map[ID]*idLock{}
+		}
+		k = &idLock{}
+		l.locks[id] = k
+	}
+	k.users++
+	l.mu.Unlock()
+	k.Lock()
+	return func() {
+		k.Unlock()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if k.users--; k.users == 0 {
+			delete(l.locks, id)
+		}
+	}
+}

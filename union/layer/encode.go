@@ -1,0 +1,184 @@
+package layer
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"io"
+	"runtime"
+	"strconv"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/pgzip"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Compression says how Encode makes a blob.
+type Compression struct {
+	// Algorithm is "gzip", "zstd", "estargz" (gzip with an index, read lazily) or "none"; "" is gzip.
+	Algorithm string
+	// Level is the algorithm's own: 1 … 9 for gzip and estargz, 1 … 22 for zstd. 0 is its default.
+	Level int
+}
+
+// Encoded is what Encode made.
+type Encoded struct {
+	Descriptor ocispec.Descriptor // media type, digest, size, annotations
+	DiffID     digest.Digest      // of the tar inside the blob; an index of estargz is part of it
+	TarSize    int64              // of the tar inside the blob
+}
+
+// Encode makes a layer blob of a tar in one pass. It compresses in parallel, and the
+// same tar gives the same bytes on any number of cores. The error wraps ErrUnsupported
+// for an unknown algorithm or level, and, with estargz, for entries that its index cannot
+// hold: sparse files, and names that are no UTF-8.
+func Encode(ctx context.Context, w io.Writer, tar io.Reader, c Compression) (Encoded, error) {
+	return encodeWith(ctx, w, tar, c, runtime.GOMAXPROCS(0))
+}
+
+func encodeWith(ctx context.Context, w io.Writer, tar io.Reader, c Compression, cores int) (Encoded, error) {
+	if c.Algorithm == "" {
+		c.Algorithm = "gzip"
+	}
+	for _, enc := range encoders {
+		if enc.name != c.Algorithm {
+			continue
+		}
+		if c.Level < 0 || c.Level > enc.maxLevel {
+			return Encoded{}, fmt.Errorf("encode layer: %w: %s has no level %d", ErrUnsupported, enc.name, c.Level)
+		}
+		e := &encoding{out: hashing{w: w, h: sha256.New()}, tar: sha256.New(), level: c.Level, cores: cores}
+		buffered := bufio.NewWriterSize(&e.out, 256<<10)
+		err := enc.encode(e, buffered, &tarInput{ctx: ctx, r: tar})
+		if err == nil {
+			err = buffered.Flush()
+		}
+		if err != nil {
+			return Encoded{}, fmt.Errorf("encode layer: %w", err)
+		}
+		return e.result(enc.mediaType), nil
+	}
+	return Encoded{}, fmt.Errorf("encode layer: %w: compression %q", ErrUnsupported, c.Algorithm)
+}
+
+var encoders = []struct {
+	name, mediaType string
+	maxLevel        int
+	encode          func(e *encoding, w io.Writer, tar io.Reader) error
+}{
+	{"gzip", ocispec.MediaTypeImageLayerGzip, 9, (*encoding).gzip},
+	{"zstd", ocispec.MediaTypeImageLayerZstd, 22, (*encoding).zstd},
+	{"estargz", ocispec.MediaTypeImageLayerGzip, 9, (*encoding).estargz},
+	{"none", ocispec.MediaTypeImageLayer, 0, (*encoding).plain},
+}
+
+// An encoding is the state of one call of Encode.
+type encoding struct {
+	out         hashing   // the blob
+	tar         hash.Hash // of the tar
+	tarSize     int64
+	level       int // 0: the algorithm's default
+	cores       int
+	annotations map[string]string
+}
+
+func (e *encoding) result(mediaType string) Encoded {
+	return Encoded{
+		Descriptor: ocispec.Descriptor{
+			MediaType: mediaType, Digest: digest.NewDigest(digest.SHA256, e.out.h), Size: e.out.n, Annotations: e.annotations,
+		},
+		DiffID: digest.NewDigest(digest.SHA256, e.tar), TarSize: e.tarSize,
+	}
+}
+
+// A hashing counts what it passes on, and hashes it unless h is nil.
+type hashing struct {
+	w io.Writer
+	h hash.Hash
+	n int64
+}
+
+func (h *hashing) Write(p []byte) (int, error) {
+	n, err := h.w.Write(p)
+	if h.h != nil {
+		h.h.Write(p[:n])
+	}
+	h.n += int64(n)
+	return n, err
+}
+
+// tarInput ends with its context. It is no reader of its own right: Encode's caller
+// waits in Encode for as long as it lives.
+type tarInput struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (t *tarInput) Read(p []byte) (int, error) {
+	if err := t.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return t.r.Read(p)
+}
+
+// copy writes the tar to w as it is.
+func (e *encoding) copy(w io.Writer, tar io.Reader) error {
+	in := &hashing{w: w, h: e.tar}
+	_, err := io.CopyBuffer(struct{ io.Writer }{in}, struct{ io.Reader }{tar}, make([]byte, bufferSize))
+	e.tarSize = in.n
+	return err
+}
+
+func (e *encoding) plain(w io.Writer, tar io.Reader) error { return e.copy(w, tar) }
+
+// gzipBlock is what one goroutine compresses. The bytes of the blob depend on it.
+const gzipBlock = 1 << 20
+
+func (e *encoding) gzip(w io.Writer, tar io.Reader) error {
+	z, err := pgzip.NewWriterLevel(w, gzipLevel(e.level))
+	if err != nil {
+		return err
+	}
+	if err := z.SetConcurrency(gzipBlock, e.cores+1); err != nil {
+		return err
+	}
+	if err := e.copy(z, tar); err != nil {
+		_ = z.Close() // ends its goroutines
+		return err
+	}
+	return z.Close()
+}
+
+func gzipLevel(level int) int {
+	if level == 0 {
+		return pgzip.DefaultCompression
+	}
+	return level
+}
+
+func (e *encoding) zstd(w io.Writer, tar io.Reader) error {
+	level := zstd.SpeedDefault
+	if e.level != 0 {
+		level = zstd.EncoderLevelFromZstd(e.level)
+	}
+	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(e.cores), zstd.WithZeroFrames(true))
+	if err != nil {
+		return err
+	}
+	if err := e.copy(z, tar); err != nil {
+		_ = z.Close() // ends its goroutines
+		return err
+	}
+	return z.Close()
+}
+
+// annotate sets what an eStargz layer's descriptor must say.
+func (e *encoding) annotate(toc digest.Digest) {
+	e.annotations = map[string]string{
+		tocDigestAnnotation:    toc.String(),
+		uncompressedAnnotation: strconv.FormatInt(e.tarSize, 10),
+	}
+}

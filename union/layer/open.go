@@ -1,0 +1,182 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerfs/layerfs/cache"
+)
+
+// Open opens the layer that d describes; r reads the blob, of which every byte
+// that counts is verified. What s has already is not fetched again.
+//
+// A layer with an index (eStargz, whose TOC's digest d's annotations must have)
+// is there as soon as the index is; its content is fetched when it is read.
+// Any other is read whole first, and nothing of it is kept unless its digest,
+// its size and, with o.DiffID, that of its tar are right.
+//
+// Errors wrap ErrDigest, ErrFormat, ErrUnsupported, ErrLimit, or are those of r
+// and s. The caller closes the layer before s.
+func Open(ctx context.Context, d ocispec.Descriptor, r Ranger, s *cache.Store, o Options) (*Layer, error) {
+	op := &opening{desc: d, store: s, o: o, src: &source{r: r, size: d.Size}, log: o.Logger}
+	if op.log == nil {
+		op.log = slog.New(slog.DiscardHandler)
+	}
+	l, err := op.open(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)
+	}
+	return l, nil
+}
+
+// An opening is the state of one call of Open.
+type opening struct {
+	desc  ocispec.Descriptor
+	store *cache.Store
+	o     Options
+	src   *source
+	log   *slog.Logger
+	why   string // the layer is not lazy
+}
+
+func (op *opening) report(state string, done int64) {
+	if op.o.Progress != nil {
+		op.o.Progress(Progress{State: state, Done: done, Total: op.desc.Size})
+	}
+}
+
+func (op *opening) open(ctx context.Context) (*Layer, error) {
+	if err := op.check(); err != nil {
+		return nil, err
+	}
+	op.report("waiting", 0)
+	// One opens a layer, the others find it in the cache; and index and pack change together.
+	unlock, err := op.store.Lock(ctx, op.desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	for _, step := range []func(context.Context) (*Layer, error){op.cached, op.lazily, op.whole} {
+		if l, err := step(ctx); l != nil || err != nil {
+			return l, err
+		}
+	}
+	return nil, errors.ErrUnsupported // whole answers
+}
+
+// check refuses what cannot be a layer of ours before anything is fetched.
+func (op *opening) check() error {
+	if err := op.desc.Digest.Validate(); err != nil {
+		return fmt.Errorf("%w: digest: %w", ErrFormat, err)
+	}
+	if op.o.DiffID != "" {
+		if err := op.o.DiffID.Validate(); err != nil {
+			return fmt.Errorf("%w: diff ID: %w", ErrFormat, err)
+		}
+	}
+	if op.desc.Size < 0 {
+		return fmt.Errorf("%w: size %d", ErrFormat, op.desc.Size)
+	}
+	for _, word := range []string{"encrypted", "nydus", "in-toto"} {
+		if strings.Contains(op.desc.MediaType, word) {
+			return fmt.Errorf("%w: %s", ErrUnsupported, op.desc.MediaType)
+		}
+	}
+	return nil
+}
+
+// cached opens the layer from the cache, or returns nil.
+func (op *opening) cached(context.Context) (*Layer, error) {
+	b, err := op.store.Index(op.desc.Digest)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			op.log.Warn("read index", "layer", op.desc.Digest, "err", err)
+		}
+		return nil, nil
+	}
+	x, err := decodeIndex(b)
+	if err == nil && x.blob != op.desc.Digest {
+		err = fmt.Errorf("%w: of another layer", errIndex)
+	}
+	if err != nil {
+		op.log.Warn("read index", "layer", op.desc.Digest, "err", err)
+		return nil, nil
+	}
+	var l *Layer
+	if x.toc == "" {
+		l, err = op.cachedTar(x)
+	} else {
+		l, err = op.cachedTOC(x)
+	}
+	if l != nil {
+		op.report("cached", op.desc.Size)
+	}
+	return l, err
+}
+
+// cachedTar opens a layer that was read whole once.
+func (op *opening) cachedTar(x *index) (*Layer, error) {
+	pack, err := op.store.Complete(op.desc.Digest)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			op.log.Warn("open pack", "layer", op.desc.Digest, "err", err)
+		}
+		return nil, nil
+	}
+	if pack.Size() != x.size {
+		return nil, pack.Close()
+	}
+	if err := op.checkDiffID(x.diff); err != nil {
+		return nil, errors.Join(err, pack.Close())
+	}
+	return op.layer(x.tree, pack, nil), nil
+}
+
+func (op *opening) checkDiffID(got digest.Digest) error {
+	want := op.o.DiffID
+	if want != "" && want.Algorithm() == got.Algorithm() && want != got {
+		return fmt.Errorf("%w: the tar is %s, not %s", ErrDigest, got, want)
+	}
+	return nil
+}
+
+func (op *opening) layer(t *tree, pack *cache.Pack, z *lazy) *Layer {
+	return &Layer{digest: op.desc.Digest, tree: t, pack: pack, lazy: z, src: op.src, why: op.why}
+}
+
+// whole reads the blob from its first byte to its last.
+func (op *opening) whole(ctx context.Context) (*Layer, error) {
+	w, err := op.store.Create(op.desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = w.Abort() }() // nothing is left to abort after Commit
+	st := newStream(op.src, op.desc, op.o.DiffID, w)
+	st.progress = op.report
+	op.report("fetching", 0)
+	t, err := st.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	x := &index{blob: op.desc.Digest, diff: st.diffID(), size: st.size, tree: t}
+	if err := op.checkDiffID(x.diff); err != nil {
+		return nil, err
+	}
+	op.report("index", op.desc.Size)
+	pack, err := w.Commit(x.encode())
+	if err != nil {
+		return nil, err
+	}
+	if op.why == "" {
+		op.why = "no index: the layer was read whole"
+	}
+	op.report("ready", op.desc.Size)
+	return op.layer(t, pack, nil), nil
+}
