@@ -158,6 +158,8 @@ func (p *mountPlan) applyOptions(lists []string) error {
 			pass, known := kernelOptions[o]
 			switch {
 			case o == "" || ignoredOptions[o] || strings.HasPrefix(o, "x-"):
+			case o == "nonempty":
+				p.flags = append(p.flags, o)
 			case o == "ro":
 				p.rw = false
 			case o == "rw":
@@ -175,12 +177,7 @@ func (p *mountPlan) applyOptions(lists []string) error {
 			}
 		}
 	}
-	if !dev {
-		p.flags = append(p.flags, "nodev")
-	}
-	if !suid {
-		p.flags = append(p.flags, "nosuid")
-	}
+	p.flags = append(p.flags, map[bool]string{true: "dev", false: "nodev"}[dev], map[bool]string{true: "suid", false: "nosuid"}[suid])
 	if !p.rw {
 		p.flags = append(p.flags, "ro")
 	}
