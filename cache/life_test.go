@@ -299,7 +299,7 @@ func fullDisk(t *testing.T, free int) *Store {
 	}
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
-		t.Skip("mount tmpfs:", err)
+		t.Skip("needs to mount a tmpfs: ", err)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, 0); err != nil {

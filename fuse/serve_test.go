@@ -169,14 +169,14 @@ func needFUSE(t *testing.T) {
 	t.Helper()
 	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
-		t.Skip("no use of FUSE: ", err)
+		t.Skip("needs /dev/fuse: ", err)
 	}
 	_ = f.Close()
 	if os.Geteuid() == 0 {
 		return
 	}
 	if _, err := fusermount(); err != nil {
-		t.Skip(err)
+		t.Skip("needs fusermount3: ", err)
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("not the superuser")
+		t.Skip("needs root")
 	}
 }
 

@@ -20,7 +20,7 @@ func distribution(t *testing.T) string {
 	t.Helper()
 	bin, err := exec.LookPath("docker-registry")
 	if err != nil {
-		t.Skip("docker-registry is not installed")
+		t.Skip("needs docker-registry")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,71 +1,30 @@
 package layer
 
 import (
-	"bufio"
-	"bytes"
+	"encoding/binary"
+	"errors"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
+	"github.com/layerfs/layerfs/union/layer/inflate"
 )
 
 // gunzip decodes all members of a gzip stream.
-func gunzip(in io.Reader) (io.Reader, error) {
-	g := &gunzipper{}
-	return g, g.reset(in)
-}
+func gunzip(in io.Reader) (io.Reader, error) { return inflate.NewReader(in, inflate.Options{}), nil }
 
-// A gunzipper decodes the members of a gzip stream. What follows the last one
-// (zeros to fill a tape's block, mostly) is ignored, as gzip(1) does.
-type gunzipper struct {
-	in bufio.Reader
-	z  gzip.Reader
-}
+// A gunzipper decodes one gzip stream after the other in the same memory.
+type gunzipper struct{ inflate.Reader }
 
-// reset starts again with another stream.
-func (g *gunzipper) reset(in io.Reader) error {
-	if g.in.Size() == 0 {
-		g.in = *bufio.NewReaderSize(in, 64<<10)
-	} else {
-		g.in.Reset(in)
-	}
-	return unexpected(g.member())
-}
+func (g *gunzipper) reset(in io.Reader) { g.Reset(in, inflate.Options{}) }
 
-func (g *gunzipper) member() error {
-	if err := g.z.Reset(&g.in); err != nil {
-		return err
-	}
-	g.z.Multistream(false)
-	return nil
-}
-
-func (g *gunzipper) Read(p []byte) (int, error) {
-	for {
-		n, err := g.z.Read(p)
-		if n > 0 && err == io.EOF {
-			err = nil // it comes again
-		}
-		if n > 0 || err != io.EOF {
-			return n, err
-		}
-		magic, err := g.in.Peek(2)
-		if err != nil && err != io.EOF {
-			return 0, err
-		}
-		if string(magic) != "\x1f\x8b" {
-			return 0, io.EOF
-		}
-		if err := g.member(); err != nil {
-			return 0, unexpected(err)
-		}
-	}
-}
-
-// gzipExtra returns the extra field of a gzip header.
+// gzipExtra returns the extra field of a gzip header (RFC 1952, section 2.3).
 func gzipExtra(b []byte) ([]byte, error) {
-	z, err := gzip.NewReader(bytes.NewReader(b))
-	if err != nil {
-		return nil, err
+	const header, flags, extra = 10, 3, 1 << 2
+	if !isGzip(b) || len(b) < header+2 || b[flags]&extra == 0 {
+		return nil, errors.New("no extra field")
 	}
-	return z.Extra, nil
+	n := int(binary.LittleEndian.Uint16(b[header:]))
+	if b = b[header+2:]; len(b) < n {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return b[:n], nil
 }

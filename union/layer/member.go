@@ -41,9 +41,7 @@ func (m *memberReader) open(off, end, need int64) error {
 func (m *memberReader) chunk(c *chunk) ([]byte, error) {
 	if !m.opened || m.pos > c.inner {
 		m.opened, m.pos = true, 0
-		if err := m.z.reset(bytes.NewReader(m.packed)); err != nil {
-			return nil, err
-		}
+		m.z.reset(bytes.NewReader(m.packed))
 	}
 	skipped, err := io.CopyN(io.Discard, &m.z, c.inner-m.pos)
 	m.pos += skipped

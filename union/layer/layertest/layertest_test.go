@@ -124,7 +124,7 @@ func TestTar(t *testing.T) {
 func TestGNUTar(t *testing.T) {
 	gnu, err := exec.LookPath("tar")
 	if err != nil {
-		t.Skip("no tar here")
+		t.Skip("needs tar")
 	}
 	cmd := exec.Command(gnu, "-tvf", "-", "--numeric-owner")
 	cmd.Env = []string{"TZ=UTC", "LC_ALL=C.UTF-8"}
