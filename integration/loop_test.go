@@ -1,13 +1,17 @@
 package integration
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -447,5 +451,98 @@ func TestDemo(t *testing.T) {
 	}
 	if left, err := filepath.Glob(strings.TrimPrefix(h.env[0], "TMPDIR=") + "/*"); err != nil || len(left) > 0 {
 		t.Errorf("the demo left %v, %v", left, err)
+	}
+}
+
+// TestForeground: -f stays, says when it is ready, and SIGTERM unmounts.
+func TestForeground(t *testing.T) {
+	needMount(t)
+	s := sampleRegistry(t)
+	h := newHost(t)
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cmd := exec.Command(path, "--root", h.root, "mount", "-f", s.Host()+"/sample", dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || strings.TrimSpace(line) != dir {
+		t.Errorf("printed %q, %v", line, err)
+	}
+	if got := readFile(t, dir+"/etc/motd"); got != "hello\n" {
+		t.Errorf("etc/motd: %q", got)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+	if _, err := os.Stat(dir + "/etc/motd"); !os.IsNotExist(err) {
+		t.Errorf("still mounted: %v", err)
+	}
+}
+
+// TestCorruptChunk: a lazy file whose bytes are wrong is EIO, never other bytes, and the rest stays readable.
+func TestCorruptChunk(t *testing.T) {
+	needMount(t)
+	s := registrytest.New(registrytest.Options{})
+	t.Cleanup(s.Close)
+	im := sampleImage(t)
+	s.PushImage("sample:latest", im)
+	s.Use(registrytest.Corrupt(digest.FromBytes(im.Layers[1].Blob), 3<<20))
+	dir := newHost(t).mount(s.Host() + "/sample")
+	if _, err := os.ReadFile(dir + "/data/big"); !errors.Is(err, syscall.EIO) {
+		t.Errorf("a file with a corrupt chunk: %v", err)
+	}
+	if got := readFile(t, dir+"/data/small"); got != "small\n" {
+		t.Errorf("data/small: %q", got)
+	}
+}
+
+// TestOutage: a registry that is away for a while is waited for; the reader sees the right bytes.
+func TestOutage(t *testing.T) {
+	needMount(t)
+	s := sampleRegistry(t)
+	var away atomic.Bool
+	s.Use(registrytest.Outage(&away))
+	dir := newHost(t).mount(s.Host() + "/sample")
+	away.Store(true)
+	time.AfterFunc(time.Second, func() { away.Store(false) })
+	b, err := os.ReadFile(dir + "/data/big")
+	if err != nil || len(b) != 6<<20 {
+		t.Errorf("read over an outage: %d bytes, %v", len(b), err)
+	}
+}
+
+// TestMountOptions: nosuid and nodev unless asked otherwise; what is unknown is refused.
+func TestMountOptions(t *testing.T) {
+	needMount(t)
+	s := sampleRegistry(t)
+	h := newHost(t)
+	for _, tt := range []struct {
+		flags []string
+		want  uintptr
+	}{
+		{nil, unix.ST_RDONLY | unix.ST_NOSUID | unix.ST_NODEV},
+		{[]string{"--rw"}, unix.ST_NOSUID | unix.ST_NODEV},
+		{[]string{"-o", "dev,suid,noexec,_netdev,x-systemd.automount"}, unix.ST_RDONLY | unix.ST_NOEXEC},
+	} {
+		dir := h.mount(s.Host()+"/sample", tt.flags...)
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		const known = unix.ST_RDONLY | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC
+		if got := uintptr(st.Flags) & known; got != tt.want {
+			t.Errorf("%v: flags %x, want %x", tt.flags, got, tt.want)
+		}
 	}
 }

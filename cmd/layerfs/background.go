@@ -128,17 +128,14 @@ func (e *env) serveBackground(ctx context.Context, p *mountPlan) error {
 	t := &teller{enc: json.NewEncoder(pipe)}
 	err = e.serve(ctx, p, &serverEvents{
 		layer: func(i, n int, d ocispec.Descriptor, now layer.Progress) {
-			t.tell(news{Layer: i + 1, Layers: n, Digest: string(d.Digest), Progress: &now})
+			_ = t.tell(news{Layer: i + 1, Layers: n, Digest: string(d.Digest), Progress: &now})
 		},
-		remark: func(text string) { t.tell(news{Remark: text}) },
-		ready: func() {
-			t.tell(news{Ready: true})
-			_ = pipe.Close()
-		},
+		remark: func(text string) { _ = t.tell(news{Remark: text}) },
+		ready:  func() error { return errors.Join(t.tell(news{Ready: true}), pipe.Close()) },
 	})
 	if err != nil {
 		e.log.Error("serve", "mountpoint", p.dir, "err", err)
-		t.tell(news{Error: message(err), Code: exitCode(err)})
+		_ = t.tell(news{Error: message(err), Code: exitCode(err)})
 		return &exitError{exitCode(err), errSilent}
 	}
 	return nil
@@ -155,13 +152,14 @@ func (e *env) serveForeground(ctx context.Context, p *mountPlan) error {
 	return e.serve(ctx, p, &serverEvents{
 		layer:  bar.layer,
 		remark: func(text string) { e.remark("%s", text) },
-		ready: func() {
+		ready: func() error {
 			bar.done()
+			e.notifyReady()
 			fmt.Fprintln(e.stdout, p.dir)
 			if f, ok := e.stdout.(*bufio.Writer); ok {
-				_ = f.Flush()
+				return f.Flush()
 			}
-			e.notifyReady()
+			return nil
 		},
 	})
 }

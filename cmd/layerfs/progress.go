@@ -40,7 +40,7 @@ func (e *env) newProgress() *progress {
 	p := &progress{w: e.stderr, off: e.quiet, cols: 80}
 	if f, ok := e.stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		p.tty = true
-		if w, _, err := term.GetSize(int(f.Fd())); err == nil {
+		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 { // 0: the terminal does not know
 			p.cols = w
 		}
 	}
@@ -91,7 +91,7 @@ func (p *progress) drawLocked() {
 	_, _ = io.WriteString(p.w, b.String())
 }
 
-// done draws the last state.
+// done draws the last state, once: what is printed next stands below it.
 func (p *progress) done() {
 	if p.off || !p.tty {
 		return
@@ -101,6 +101,7 @@ func (p *progress) done() {
 	if p.lines > 0 {
 		p.drawLocked()
 	}
+	p.rows, p.lines = nil, 0
 }
 
 func (r *progressRow) text() string {

@@ -25,18 +25,18 @@ type teller struct {
 	enc *json.Encoder // protected by mu
 }
 
-// tell sends news. Who started us may be gone; the mount goes on without him.
-func (t *teller) tell(n news) {
+// tell sends news. An error means that who started us is gone.
+func (t *teller) tell(n news) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_ = t.enc.Encode(n)
+	return t.enc.Encode(n)
 }
 
 // serverEvents are what a server says while it starts.
 type serverEvents struct {
 	layer  layerProgress
 	remark func(text string)
-	ready  func()
+	ready  func() error // an error: nobody waits any more
 }
 
 // A server is one mount being served.
@@ -70,7 +70,9 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 	requests, bytes := s.im.fetched()
 	ev.remark(fmt.Sprintf("%s: %d layers, fetched %s of %s in %d requests", p.image, len(s.im.layers),
 		size(bytes, false), size(s.im.size(), false), requests))
-	ev.ready()
+	if err := ev.ready(); err != nil {
+		return errors.Join(fmt.Errorf("who wanted the mount has gone: %w", err), s.fuse.Unmount())
+	}
 	e.log.Info("mounted", "mountpoint", p.dir, "image", s.im.Name, "mode", s.mode(), "ready_after", time.Since(s.begun))
 	stop := context.AfterFunc(ctx, s.unmount)
 	defer stop()
