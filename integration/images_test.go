@@ -238,6 +238,25 @@ func aptInstall(t *testing.T, dir, name string) {
 		"export DEBIAN_FRONTEND=noninteractive; apt-get -qq update && apt-get -qq install -y --no-install-recommends "+name)
 }
 
+// TestHash holds the checksums that the program prints against the tools they are for, in a mount.
+func TestHash(t *testing.T) {
+	needTool(t, "mtree")
+	layout := sample(t, "py")
+	h := newHost(t)
+	ref := "oci:" + layout + ":latest"
+	dir := h.mount(ref)
+	for format, check := range map[string][]string{
+		"sha256sum": {"sh", "-c", `cd "$2" && sha256sum --quiet --strict -c "$1"`, "sh"},
+		"mtree":     {"sh", "-c", `mtree -p "$2" -f "$1"`, "sh"},
+	} {
+		list := filepath.Join(t.TempDir(), format)
+		if err := os.WriteFile(list, []byte(h.run("hash", "--format", format, ref)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		command(t, check[0], append(check[1:], list, dir)...)
+	}
+}
+
 // TestKilledServer loses the server and mounts again at the same place.
 func TestKilledServer(t *testing.T) {
 	layout := sample(t, "py")

@@ -1,11 +1,14 @@
 package integration
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -545,4 +548,99 @@ func TestMountOptions(t *testing.T) {
 			t.Errorf("%v: flags %x, want %x", tt.flags, got, tt.want)
 		}
 	}
+}
+
+func TestForensic(t *testing.T) {
+	needMount(t)
+	s := sampleRegistry(t)
+	h := newHost(t)
+	ref := s.Host() + "/sample"
+	dir := h.mount(ref)
+	sums := filepath.Join(t.TempDir(), "sums")
+	if err := os.WriteFile(sums, []byte(h.run("hash", ref)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check := exec.Command("sha256sum", "--quiet", "--strict", "-c", sums)
+	check.Dir = dir
+	if out, err := check.CombinedOutput(); err != nil {
+		t.Errorf("sha256sum -c in the mount: %v\n%s", err, out)
+	}
+	timeline := h.run("timeline", ref)
+	for _, want := range []string{"/etc/old [layer 1, deleted by layer 3]", "/etc/old [whiteout in layer 3]", "[build step 2, layer 2] step 2"} {
+		if !strings.Contains(timeline, want) {
+			t.Errorf("the timeline has no %q:\n%s", want, timeline)
+		}
+	}
+	h.run("verify", "--deep", ref)
+	im := sampleImage(t)
+	s.Use(registrytest.Corrupt(digest.FromBytes(im.Layers[0].Blob), 60))
+	if r := h.try("verify", ref); r.code != 6 || !strings.Contains(r.stdout, "MISMATCH layer 1") {
+		t.Errorf("verify of a corrupt blob: exit %d\n%s%s", r.code, r.stdout, r.stderr)
+	}
+}
+
+// TestLyingTOC: an index that says other than the tar is found by verify --deep.
+func TestLyingTOC(t *testing.T) {
+	s := registrytest.New(registrytest.Options{})
+	t.Cleanup(s.Close)
+	im := sampleImage(t)
+	l := &im.Layers[1]
+	blob, tocDigest := forgeTOC(t, l.Blob, `"name": "data/small"`, `"name": "data/smal2"`)
+	l.Blob, l.Desc.Digest, l.Desc.Size = blob, digest.FromBytes(blob), int64(len(blob))
+	for k := range l.Desc.Annotations {
+		if strings.HasSuffix(k, "toc.digest") {
+			l.Desc.Annotations[k] = tocDigest.String()
+		}
+	}
+	z, err := gzip.NewReader(bytes.NewReader(blob))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.DiffID, err = digest.FromReader(z); err != nil { // a careful forger
+		t.Fatal(err)
+	}
+	s.PushImage("sample:latest", im)
+	r := newHost(t).try("verify", "--deep", s.Host()+"/sample")
+	if r.code != 6 || !strings.Contains(r.stdout, "/data/smal2: not in the tar") {
+		t.Errorf("exit %d\n%s%s", r.code, r.stdout, r.stderr)
+	}
+}
+
+// forgeTOC replaces a string in the TOC of an eStargz blob and puts the blob together again.
+func forgeTOC(t *testing.T, blob []byte, old, replacement string) ([]byte, digest.Digest) {
+	t.Helper()
+	const footer = 51 // eStargz: the offset of the TOC stands in its extra field as 16 hex digits
+	off, err := strconv.ParseInt(string(blob[len(blob)-footer+16:len(blob)-footer+32]), 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z, err := gzip.NewReader(bytes.NewReader(blob[off : len(blob)-footer]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := tar.NewReader(z)
+	header, err := archive.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	toc, err := io.ReadAll(archive)
+	if err != nil || !bytes.Contains(toc, []byte(old)) {
+		t.Fatalf("the TOC has no %s: %v\n%s", old, err, toc)
+	}
+	toc = bytes.ReplaceAll(toc, []byte(old), []byte(replacement))
+	var member bytes.Buffer
+	w := gzip.NewWriter(&member)
+	out := tar.NewWriter(w)
+	header.Size = int64(len(toc))
+	for _, step := range []func() error{
+		func() error { return out.WriteHeader(header) },
+		func() error { _, err := out.Write(toc); return err },
+		out.Close, w.Close,
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	forged := append(append(bytes.Clone(blob[:off]), member.Bytes()...), blob[len(blob)-footer:]...)
+	return forged, digest.FromBytes(toc)
 }

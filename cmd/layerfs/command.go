@@ -31,6 +31,7 @@ func commands() []command {
 		mountCommand, umountCommand, mountsCommand,
 		diffCommand, commitCommand, pullCommand,
 		lsCommand, catCommand, cpCommand, statCommand, findCommand, whichCommand, inspectCommand, historyCommand,
+		timelineCommand, hashCommand, verifyCommand,
 		cacheCommand, demoCommand, versionCommand, completionCommand(), helpCommand(),
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/layerfs/layerfs/union"
+	"github.com/layerfs/layerfs/union/forensic"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 )
@@ -104,27 +105,7 @@ func (im *image) row(p string, id union.ID) fileRow {
 
 // modeString is a mode as ls(1) prints it.
 func modeString(mode uint32) string {
-	b := []byte("?rwxrwxrwx")
-	b[0] = typeLetters[mode&unix.S_IFMT]
-	for i := range 9 {
-		if mode&(1<<(8-i)) == 0 {
-			b[i+1] = '-'
-		}
-	}
-	for _, s := range []struct {
-		bit     uint32
-		at      int
-		on, off byte
-	}{{unix.S_ISUID, 3, 's', 'S'}, {unix.S_ISGID, 6, 's', 'S'}, {unix.S_ISVTX, 9, 't', 'T'}} {
-		switch {
-		case mode&s.bit == 0:
-		case b[s.at] == 'x':
-			b[s.at] = s.on
-		default:
-			b[s.at] = s.off
-		}
-	}
-	return string(b)
+	return string(typeLetters[mode&unix.S_IFMT]) + forensic.Permissions(mode)
 }
 
 var typeLetters = map[uint32]byte{

@@ -4,39 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/dustin/go-humanize"
+	"github.com/layerfs/layerfs/union/forensic"
 )
 
-// safe makes a name from an image or a registry harmless to a terminal:
-// control characters, invisible ones and invalid UTF-8 become \xNN or \u{N}.
-func safe(s string) string {
-	clean := func(r rune) bool { return r != utf8.RuneError && r != '\\' && unicode.IsPrint(r) }
-	if strings.IndexFunc(s, func(r rune) bool { return !clean(r) }) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		switch {
-		case r == utf8.RuneError && n == 1, r < 0x20, r == 0x7f:
-			fmt.Fprintf(&b, `\x%02x`, s[0])
-		case r == '\\':
-			b.WriteString(`\\`)
-		case !unicode.IsPrint(r):
-			fmt.Fprintf(&b, `\u{%x}`, r)
-		default:
-			b.WriteRune(r)
-		}
-		s = s[n:]
-	}
-	return b.String()
-}
+// safe makes a name from an image or a registry harmless to a terminal.
+func safe(s string) string { return forensic.Printable(s) }
 
 // size prints a size for people, or exactly.
 func size(n int64, exact bool) string {
