@@ -21,7 +21,7 @@ func (t Time) Time() time.Time { return time.Unix(t.Sec, int64(t.Nsec)) }
 type Attr struct {
 	Ino                 uint64
 	Mode                uint32 // type and permissions
-	Nlink               uint32 // 1 for every directory, as overlayfs has it for merged ones
+	Nlink               uint32 // of directories: 2 and one for each directory in it
 	UID, GID            uint32
 	Rdev                uint64 // as unix.Mkdev
 	Size                int64

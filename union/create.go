@@ -54,6 +54,7 @@ func (f *FS) bearLocked(dir ID, name string, b birth) (hit, error) {
 	if err != nil {
 		return hit{}, err
 	}
+	f.namesChanged(d)
 	err = f.dir(d, func(fd int) error { return f.birthIn(d, fd, name, b) })
 	if err != nil {
 		return hit{}, err

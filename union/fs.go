@@ -373,10 +373,51 @@ func (f *FS) statAttr(n *node, st *unix.Stat_t) Attr {
 	a := Attr{Ino: f.statIno(n), Mode: st.Mode, Nlink: uint32(st.Nlink), UID: st.Uid, GID: st.Gid, Rdev: st.Rdev,
 		Size: st.Size, Blocks: st.Blocks, Blksize: uint32(st.Blksize),
 		Atime: statTime(st.Atim), Mtime: statTime(st.Mtim), Ctime: statTime(st.Ctim)}
-	if a.IsDir() && !n.gone {
-		a.Nlink = 1
+	if a.IsDir() && !n.gone && n.merged() {
+		a.Nlink = f.dirLinks(n, a.Nlink)
 	}
 	return a
+}
+
+// dirLinks is st_nlink of a directory through which a lower one shows: 2 and
+// one for each directory in it. It is counted once and then kept until names
+// in the directory change. FS.ns is held.
+func (f *FS) dirLinks(n *node, backing uint32) uint32 {
+	f.tab.Lock()
+	known := n.links
+	f.tab.Unlock()
+	if known > 0 {
+		return known
+	}
+	links := f.tree.nodes[n.lower-1].nlink
+	err := f.dir(n, func(fd int) error {
+		entries, err := readEntries(fd)
+		for _, e := range entries {
+			if id, ok := f.tree.Lookup(n.lower, e.name); ok && f.tree.IsDir(id) {
+				links-- // merged with the upper one, or hidden
+			}
+			if e.typ == unix.S_IFDIR {
+				links++
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return backing
+	}
+	f.tab.Lock()
+	defer f.tab.Unlock()
+	n.links = links
+	return links
+}
+
+// namesChanged forgets what was counted in a directory. FS.ns is held for writing.
+func (f *FS) namesChanged(dirs ...*node) {
+	f.tab.Lock()
+	defer f.tab.Unlock()
+	for _, d := range dirs {
+		d.links = 0
+	}
 }
 
 func statTime(t unix.Timespec) Time { return Time{t.Sec, uint32(t.Nsec)} }

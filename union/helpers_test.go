@@ -211,6 +211,8 @@ func (d *dumper) entry(dir union.ID, p string, e union.Dirent) {
 			d.inodes[a.Ino] = len(d.inodes) + 1
 		}
 		fmt.Fprintf(&d.b, " links=%d inode=%d %s", a.Nlink, d.inodes[a.Ino], digest.FromBytes(content(d.t, d.f, id, a.Size)).Encoded()[:12])
+	case unix.S_IFDIR:
+		fmt.Fprintf(&d.b, " links=%d", a.Nlink)
 	case unix.S_IFLNK:
 		target, err := d.f.Readlink(ctx, id)
 		must(d.t, err)

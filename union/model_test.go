@@ -363,6 +363,8 @@ func (m *model) dumpHost() string {
 					inodes[st.Ino] = len(inodes) + 1
 				}
 				fmt.Fprintf(&buf, " links=%d inode=%d %s", st.Nlink, inodes[st.Ino], digest.FromBytes(b).Encoded()[:12])
+			case unix.S_IFDIR:
+				fmt.Fprintf(&buf, " links=%d", m.dirLinks(p, &st))
 			case unix.S_IFLNK:
 				target, err := os.Readlink(p)
 				must(m.t, err)
@@ -376,6 +378,22 @@ func (m *model) dumpHost() string {
 	}
 	walk(m.host, "")
 	return buf.String()
+}
+
+// dirLinks is st_nlink, or what it should be where the host's file system does not count.
+func (m *model) dirLinks(p string, st *unix.Stat_t) uint64 {
+	if st.Nlink > 1 {
+		return uint64(st.Nlink)
+	}
+	names, err := os.ReadDir(p)
+	must(m.t, err)
+	n := uint64(2)
+	for _, e := range names {
+		if e.IsDir() {
+			n++
+		}
+	}
+	return n
 }
 
 func (m *model) hostXattrs(p string) string {

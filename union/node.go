@@ -22,6 +22,7 @@ type node struct {
 	gone   bool    // removed: no name leads here any more
 	refs   uint64  // lookups of the kernel
 	kids   int     // places of other nodes in this directory
+	links  uint32  // st_nlink of a merged directory; 0: not counted
 }
 
 // A place is a name in an upper directory.

@@ -36,6 +36,7 @@ func (f *FS) remove(dir ID, name string, rmdir bool) error {
 	if err := f.keep(h, d, name); err != nil {
 		return err
 	}
+	f.namesChanged(d)
 	err = f.dir(d, func(fd int) error { return f.removeIn(d, fd, name, h) })
 	f.removed(h, d, name, err == nil)
 	return err

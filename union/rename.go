@@ -162,6 +162,7 @@ func (f *FS) rename(m *move) (err error) {
 	if err != nil {
 		return err
 	}
+	f.namesChanged(m.from, m.to)
 	err = f.dir(m.from, func(from int) error {
 		return f.dir(m.to, func(to int) error { return f.renameIn(m, from, to) })
 	})

@@ -61,7 +61,7 @@ func newTree(layers []*layer.Layer) *Tree {
 
 // empty is the tree of an image without layers: a root directory.
 func (t *Tree) empty() *Tree {
-	t.nodes = []treeNode{{layer: -1, parent: uint32(Root), nlink: 1}}
+	t.nodes = []treeNode{{layer: -1, parent: uint32(Root), nlink: 2}}
 	return t
 }
 
@@ -75,9 +75,13 @@ func (t *Tree) finish() {
 		case syscall.S_IFREG:
 			t.size += e.Size
 		case syscall.S_IFDIR:
-			n.nlink = 1
+			n.nlink += 1 // its name, which the root has not, and "."
+			if n.parent != uint32(i+1) {
+				t.nodes[n.parent-1].nlink++ // ".."
+			}
 		}
 	}
+	t.nodes[Root-1].nlink++
 	for _, l := range t.layers {
 		t.defects = append(t.defects, l.Defects()...)
 	}
