@@ -54,12 +54,17 @@ func (f *FS) bearLocked(dir ID, name string, b birth) (hit, error) {
 	if err != nil {
 		return hit{}, err
 	}
-	f.namesChanged(d)
 	err = f.dir(d, func(fd int) error { return f.birthIn(d, fd, name, b) })
 	if err != nil {
 		return hit{}, err
 	}
-	return f.find(dir, name, true)
+	h, err := f.find(dir, name, true)
+	if err == nil {
+		f.tab.Lock()
+		f.linkedLocked(d, h, 1)
+		f.tab.Unlock()
+	}
+	return h, err
 }
 
 // birthIn makes the node where it belongs if that takes one system call, else

@@ -380,8 +380,7 @@ func (f *FS) statAttr(n *node, st *unix.Stat_t) Attr {
 }
 
 // dirLinks is st_nlink of a directory through which a lower one shows: 2 and
-// one for each directory in it. It is counted once and then kept until names
-// in the directory change. FS.ns is held.
+// one for each directory in it. It is counted once and then kept up to date. FS.ns is held.
 func (f *FS) dirLinks(n *node, backing uint32) uint32 {
 	f.tab.Lock()
 	known := n.links
@@ -411,12 +410,10 @@ func (f *FS) dirLinks(n *node, backing uint32) uint32 {
 	return links
 }
 
-// namesChanged forgets what was counted in a directory. FS.ns is held for writing.
-func (f *FS) namesChanged(dirs ...*node) {
-	f.tab.Lock()
-	defer f.tab.Unlock()
-	for _, d := range dirs {
-		d.links = 0
+// linkedLocked adds to what dirLinks has counted: a directory came to d, or went, when h is one. tab is held.
+func (f *FS) linkedLocked(d *node, h hit, by int32) {
+	if d.links > 0 && f.typeOf(h) == unix.S_IFDIR {
+		d.links = uint32(int32(d.links) + by)
 	}
 }
 

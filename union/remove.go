@@ -36,7 +36,6 @@ func (f *FS) remove(dir ID, name string, rmdir bool) error {
 	if err := f.keep(h, d, name); err != nil {
 		return err
 	}
-	f.namesChanged(d)
 	err = f.dir(d, func(fd int) error { return f.removeIn(d, fd, name, h) })
 	f.removed(h, d, name, err == nil)
 	return err
@@ -133,6 +132,9 @@ func (f *FS) removed(h hit, d *node, name string, done bool) {
 	f.tab.Lock()
 	defer f.tab.Unlock()
 	n := h.n
+	if done {
+		f.linkedLocked(d, h, -1)
+	}
 	if n == nil {
 		if done && f.tree.IsDir(h.id) {
 			f.nodes[h.id] = &node{id: h.id, lower: h.id, typ: unix.S_IFDIR, fd: -1, gone: true}

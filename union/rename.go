@@ -162,7 +162,6 @@ func (f *FS) rename(m *move) (err error) {
 	if err != nil {
 		return err
 	}
-	f.namesChanged(m.from, m.to)
 	err = f.dir(m.from, func(from int) error {
 		return f.dir(m.to, func(to int) error { return f.renameIn(m, from, to) })
 	})
@@ -267,7 +266,11 @@ func (f *FS) renamed(m *move, done bool) {
 	f.tab.Lock()
 	defer f.tab.Unlock()
 	m.src.n.dropPlace(m.from, m.oldName)
+	f.linkedLocked(m.from, m.src, -1)
+	f.linkedLocked(m.to, m.src, 1)
 	if m.exchange {
+		f.linkedLocked(m.to, m.dst, -1)
+		f.linkedLocked(m.from, m.dst, 1)
 		m.dst.n.dropPlace(m.to, m.newName)
 		m.dst.n.addPlace(m.from, m.oldName)
 	}
