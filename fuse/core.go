@@ -20,6 +20,7 @@ type core struct {
 	server               *gofuse.Server // set before the first request but INIT
 	files                handles[*union.File]
 	dirs                 handles[*union.Dir]
+	push                 *pusher // nil: the tree may change
 }
 
 func newCore(fs *union.FS, log *slog.Logger) *core {
@@ -27,12 +28,20 @@ func newCore(fs *union.FS, log *slog.Logger) *core {
 }
 
 // Init is called between the answer to INIT and the next request.
-func (m *core) Init(s *gofuse.Server) { m.server = s }
+func (m *core) Init(s *gofuse.Server) {
+	m.server = s
+	if m.fs.ReadOnly() {
+		m.push = newPusher(m.fs.Tree(), s)
+	}
+}
 
 func (m *core) String() string { return "layerfs" }
 
 // OnUnmount closes what nobody will release any more.
 func (m *core) OnUnmount() {
+	if m.push != nil {
+		close(m.push.stop)
+	}
 	for _, f := range m.files.drain() {
 		if err := f.Close(); err != nil {
 			m.log.Error("cannot close a file at the end of the mount", slog.Any("error", err))

@@ -50,13 +50,18 @@ func (m stateless) ReadDirPlus(cancel <-chan struct{}, in *gofuse.ReadIn, out *g
 	c := newCall(cancel)
 	defer c.end()
 	tree := m.fs.Tree()
+	var small []union.ID
 	err := m.fs.ReadDir(c, union.ID(in.NodeId), in.Offset, func(next uint64, e union.Dirent) bool {
 		entry := out.AddDirLookupEntry(direntOf(next, e))
 		if entry != nil && !isDot(e.Name) {
 			a := tree.Attr(e.ID)
 			fillEntry(entry, e.ID, &a)
+			if m.push.wants(e.ID, &a) {
+				small = append(small, e.ID)
+			}
 		}
 		return entry != nil
 	})
+	m.push.add(small)
 	return m.replyCall(c, "readdirplus", in.NodeId, err)
 }

@@ -342,6 +342,12 @@ func (t *Tree) ReadAt(ctx context.Context, id ID, p []byte, off int64) (int, err
 	return got, nil
 }
 
+// Cached tells whether a regular file can be read without fetching anything.
+func (t *Tree) Cached(id ID) bool {
+	n := &t.nodes[id-1]
+	return t.layers[n.layer].Cached(n.entry)
+}
+
 // NextData is the first range of data at or after off; start is the file's size when only a hole is left.
 func (t *Tree) NextData(id ID, off int64) (start, end int64) {
 	n := &t.nodes[id-1]

@@ -27,6 +27,16 @@ func (l *Layer) Fetch(ctx context.Context) error {
 	return nil
 }
 
+// Cached tells whether all of a regular file is in the cache.
+func (l *Layer) Cached(id ID) bool {
+	for _, x := range l.tree.fileExtents(id) {
+		if !l.pack.Has(x.at, x.n) {
+			return false
+		}
+	}
+	return !l.closed.Load()
+}
+
 // IndexKind tells, from the descriptor alone, where Open will take a layer's
 // tree from ("toc": an eStargz table of contents, "tar": the whole archive),
 // and whether its content is then fetched only when it is read.
