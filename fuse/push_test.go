@@ -18,7 +18,7 @@ func TestPush(t *testing.T) {
 	if _, err := os.ReadDir(dir); err != nil {
 		t.Fatal(err)
 	}
-	before := c.requests()["READ"]
+	c.requests() // what came until now
 	time.Sleep(300 * time.Millisecond) // nobody says when the last one is there
 	for i := range files {
 		b, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("file%04d", i)))
@@ -26,7 +26,7 @@ func TestPush(t *testing.T) {
 			t.Fatalf("file %d: %d bytes, %v", i, len(b), err)
 		}
 	}
-	if reads := c.requests()["READ"] - before; reads > files/10 {
+	if reads := c.requests()["READ"]; reads > files/10 {
 		t.Errorf("%d READ for %d files that were pushed", reads, files)
 	}
 }

@@ -510,6 +510,36 @@ func TestCorruptChunk(t *testing.T) {
 	}
 }
 
+// TestPrefetch: with --prefetch all, everything comes without anybody reading it.
+func TestPrefetch(t *testing.T) {
+	needMount(t)
+	s := sampleRegistry(t)
+	h := newHost(t)
+	h.mount(s.Host()+"/sample", "--prefetch", "all")
+	type status struct {
+		Layers []struct{ Complete bool } `json:"layer_status"`
+	}
+	complete := func() bool {
+		var mounts []status
+		if err := json.Unmarshal([]byte(h.run("mounts", "--json")), &mounts); err != nil || len(mounts) != 1 || len(mounts[0].Layers) != 3 {
+			t.Fatalf("mounts: %+v, %v", mounts, err)
+		}
+		for _, l := range mounts[0].Layers {
+			if !l.Complete {
+				return false
+			}
+		}
+		return true
+	}
+	for range 100 {
+		if complete() {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Error("not complete after 5 s")
+}
+
 // TestOutage: a registry that is away for a while is waited for; the reader sees the right bytes.
 func TestOutage(t *testing.T) {
 	needMount(t)

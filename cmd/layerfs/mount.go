@@ -34,7 +34,7 @@ container layer for each mountpoint, and used again at the next mount there;
 // mountFlags are the flags of mount.
 type mountFlags struct {
 	foreground, rw, ephemeral, force bool
-	upper, work, layers              string
+	upper, work, layers, prefetch    string
 	options                          []string
 }
 
@@ -46,6 +46,7 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 	flags.StringVar(&m.work, "work", "", "work directory of --upper, on the same file system (default UPPER.work)")
 	flags.BoolVar(&m.ephemeral, "ephemeral", false, "writable; what is written is thrown away at unmount")
 	flags.BoolVar(&m.force, "force-upper", false, "accept an upper directory that was made on another image")
+	flags.StringVar(&m.prefetch, "prefetch", "none", "none, or all: fetch the rest of lazy layers in the background")
 	flags.StringVar(&m.layers, "layers", "", "show only layer N, or M-N, counted from 1 at the base")
 	flags.StringArrayVarP(&m.options, "options", "o", nil, "mount options: ro rw dev suid noexec noatime allow_other …")
 	return func(ctx context.Context, e *env, args []string) error {
@@ -71,11 +72,16 @@ type mountPlan struct {
 	flags       []string // mount options for the kernel
 	allowOther  bool
 	foreground  bool
+	prefetch    bool // everything, in the background
 }
 
 func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
 	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force}
 	p.rw = m.rw || m.upper != "" || m.ephemeral
+	if m.prefetch != "none" && m.prefetch != "all" {
+		return nil, usageError("--prefetch " + m.prefetch + ": want none or all")
+	}
+	p.prefetch = m.prefetch == "all"
 	if m.work != "" && m.upper == "" {
 		return nil, usageError("--work wants --upper")
 	}

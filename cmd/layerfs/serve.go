@@ -76,9 +76,26 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 	e.log.Info("mounted", "mountpoint", p.dir, "image", s.im.Name, "mode", s.mode(), "ready_after", time.Since(s.begun))
 	stop := context.AfterFunc(ctx, s.unmount)
 	defer stop()
+	defer s.prefetch(ctx)()
 	s.fuse.Wait()
 	e.log.Info("unmounted", "mountpoint", p.dir)
 	return nil
+}
+
+// prefetch fetches the rest in the background, if that was asked for, until the returned function is called.
+func (s *server) prefetch(ctx context.Context) (stop func()) {
+	if !s.plan.prefetch {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.im.fetchAll(ctx); err != nil && ctx.Err() == nil {
+			s.e.log.Warn("prefetch; what is missing is fetched when it is read", "err", err)
+		}
+	}()
+	return func() { cancel(); <-done }
 }
 
 func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
