@@ -18,8 +18,8 @@ func TestPush(t *testing.T) {
 	if _, err := os.ReadDir(dir); err != nil {
 		t.Fatal(err)
 	}
-	c.requests() // what came until now
-	time.Sleep(300 * time.Millisecond) // nobody says when the last one is there
+	c.requests()            // what came until now
+	time.Sleep(time.Second) // nobody says when the last one is there
 	for i := range files {
 		b, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("file%04d", i)))
 		if err != nil || string(b) != strings.Repeat("x", i) {

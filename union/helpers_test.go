@@ -51,7 +51,7 @@ func layersOf(t testing.TB, texts ...string) []*layer.Layer {
 	s := openStore(t)
 	var list []*layer.Layer
 	for _, text := range texts {
-		list = append(list, openTar(t, s, layertest.Tar(owned(text))))
+		list = append(list, openTar(t, s, layertest.Tar(text)))
 	}
 	return list
 }
@@ -65,23 +65,6 @@ func openTar(t testing.TB, s *cache.Store, tar []byte) *layer.Layer {
 	}
 	t.Cleanup(func() { check(t, l.Close()) })
 	return l
-}
-
-// owned gives entries without an owner the one that runs the test, so that copy-up needs no privilege.
-func owned(text string) string {
-	if os.Geteuid() == 0 {
-		return text
-	}
-	var b strings.Builder
-	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, "\n")
-		first, _, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if slices.Contains([]string{"dir", "file", "random", "zero", "sparse", "symlink", "fifo"}, first) {
-			line += fmt.Sprintf(" %d:%d", os.Geteuid(), os.Getegid())
-		}
-		b.WriteString(line + "\n")
-	}
-	return b.String()
 }
 
 func merge(t testing.TB, layers []*layer.Layer) *union.Tree {
