@@ -555,6 +555,32 @@ func TestOutage(t *testing.T) {
 	}
 }
 
+// TestMountpointNames: a mountpoint may be named in any way that leads to it.
+func TestMountpointNames(t *testing.T) {
+	needMount(t)
+	s := sampleRegistry(t)
+	h := newHost(t)
+	dir := t.TempDir()
+	real := filepath.Join(dir, "with space \\ and ä")
+	for _, err := range []error{os.Mkdir(real, 0o755), os.Symlink(real, dir+"/link"), os.Symlink("link", dir+"/relative"), os.Symlink("loop", dir+"/loop")} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{real, real + "/", dir + "/link", dir + "/relative", dir + "/./x/../link"} {
+		if got := strings.TrimSpace(h.run("mount", s.Host()+"/sample", name)); got != real {
+			t.Errorf("mount at %s prints %s, want %s", name, got, real)
+		}
+		if got := readFile(t, real+"/etc/motd"); got != "hello\n" {
+			t.Errorf("mounted at %s: %q", name, got)
+		}
+		h.run("umount", name)
+	}
+	if r := h.try("mount", s.Host()+"/sample", dir+"/loop"); r.code != 7 {
+		t.Errorf("a loop of symlinks: exit %d: %s", r.code, r.stderr)
+	}
+}
+
 // TestMountOptions: nosuid and nodev unless asked otherwise; what is unknown is refused.
 func TestMountOptions(t *testing.T) {
 	needMount(t)

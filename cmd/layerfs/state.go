@@ -148,18 +148,32 @@ func compareStrings(a, b string) int {
 	return 0
 }
 
-// mountpoint is the absolute path of a directory that may be a dead mount: the
-// last element is never looked at, since that may hang or fail.
+// mountpoint is the absolute path of a directory, without symlinks. It may be
+// a dead mount, which must not be looked into, since that may hang or fail;
+// readlink(2) does not.
 func mountpoint(dir string) (string, error) {
 	abs, err := filepath.Abs(dir)
-	if err != nil || abs == "/" {
-		return abs, err
+	for range 40 { // as path_resolution(7)
+		if err != nil || abs == "/" {
+			return abs, err
+		}
+		parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
+		if errors.Is(err, fs.ErrNotExist) {
+			return abs, nil
+		}
+		if err != nil {
+			return "", err
+		}
+		abs = filepath.Join(parent, filepath.Base(abs))
+		target, err := os.Readlink(abs)
+		if err != nil {
+			return abs, nil // no symlink
+		}
+		if abs = filepath.Join(parent, target); filepath.IsAbs(target) {
+			abs = filepath.Clean(target)
+		}
 	}
-	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
-	if errors.Is(err, fs.ErrNotExist) {
-		return abs, nil
-	}
-	return filepath.Join(parent, filepath.Base(abs)), err
+	return "", &fs.PathError{Op: "resolve", Path: dir, Err: unix.ELOOP}
 }
 
 // controlPath names the socket by a descriptor of its directory, because the
