@@ -3,9 +3,7 @@ package layer
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
 	"sort"
 	"sync"
@@ -13,14 +11,23 @@ import (
 	"github.com/layerfs/layerfs/cache"
 )
 
-// A chunk is a run of a file's bytes that is compressed, fetched and verified by
-// itself; it is a unit of the pack. Chunks stand in the order of off and inner.
-type chunk struct {
-	off   int64 // where its gzip member begins in the blob
-	inner int64 // how many uncompressed bytes of the member stand before it
-	n     int64 // uncompressed bytes
-	sum   [sha256.Size]byte
+// pieces are what a blob is cut into by an index: runs that are fetched, verified
+// and decoded by themselves, in the order of the blob. One piece is one unit of the
+// pack or several, and no unit belongs to two.
+type pieces interface {
+	count() int
+	// bounds are piece i's first byte in the blob and the one behind its last. Pieces may
+	// overlap by what they share: a gzip member, or a byte that two blocks meet in.
+	bounds(i int) (off, end int64)
+	// units are the first and the last unit that come out of piece i.
+	units(i int) (first, last int)
+	// read decodes pieces first … last from body, which begins where first does, and
+	// puts what it has verified as it arrives.
+	read(body io.Reader, first, last int, put putUnit) error
 }
+
+// A putUnit hands a unit of the pack to the cache.
+type putUnit = func(unit int, b []byte) error
 
 // Sizes of requests, in bytes of the blob.
 const (
@@ -33,14 +40,13 @@ const (
 	maxGap = 64 << 10
 )
 
-// lazy fetches the chunks of a layer that has an index of its own. Several fetches
-// may run at once, of different chunks.
+// lazy fetches the pieces of a layer when they are read. Several fetches may run at
+// once, of different pieces.
 type lazy struct {
-	src    *source
-	pack   *cache.Pack
-	chunks []chunk
-	units  []cache.Unit
-	end    int64 // where the last chunk ends in the blob
+	src  *source
+	pack *cache.Pack
+	pieces
+	unit []cache.Unit
 
 	mu     sync.Mutex
 	active []*fetch // protected by mu
@@ -49,22 +55,23 @@ type lazy struct {
 
 // A head is where a sequential reader would go on.
 type head struct {
-	next   int   // chunk
+	next   int   // piece
 	window int64 // bytes fetched for it last
 }
 
-// A fetch is one request: chunks first … last.
+// A fetch is one request: pieces first … last.
 type fetch struct {
 	first, last int
 	done        chan struct{}
 }
 
-func newLazy(src *source, pack *cache.Pack, x *index, units []cache.Unit) *lazy {
-	return &lazy{src: src, pack: pack, chunks: x.chunks, units: units, end: x.blobEnd}
+func newLazy(src *source, pack *cache.Pack, p pieces, units []cache.Unit) *lazy {
+	return &lazy{src: src, pack: pack, pieces: p, unit: units}
 }
 
 // fill is a cache.Fill. What another call is fetching already is waited for, not fetched twice.
-func (z *lazy) fill(ctx context.Context, first, last int, put func(int, []byte) error) error {
+func (z *lazy) fill(ctx context.Context, firstUnit, lastUnit int, put func(int, []byte) error) error {
+	first, last := z.pieceOf(firstUnit), z.pieceOf(lastUnit)
 	for waited := false; first <= last; {
 		if waited && z.has(first) {
 			first++
@@ -90,14 +97,25 @@ func (z *lazy) fill(ctx context.Context, first, last int, put func(int, []byte) 
 	return nil
 }
 
-func (z *lazy) has(i int) bool { return z.pack.Has(z.units[i].Off, z.units[i].Len) }
+func (z *lazy) pieceOf(unit int) int {
+	return sort.Search(z.count(), func(i int) bool {
+		_, last := z.units(i)
+		return last >= unit
+	})
+}
 
-// claim returns the fetch under way that brings chunk first, or a new one of the
+func (z *lazy) has(i int) bool {
+	first, last := z.units(i)
+	off := z.unit[first].Off
+	return z.pack.Has(off, z.unit[last].Off+z.unit[last].Len-off)
+}
+
+// claim returns the fetch under way that brings piece first, or a new one of the
 // caller's that begins there and reaches at least to last, or as far as others do not.
 func (z *lazy) claim(first, last int) (f *fetch, mine bool) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	limit := len(z.chunks)
+	limit := z.count()
 	for _, f := range z.active {
 		if f.first <= first && first <= f.last {
 			return f, false
@@ -113,12 +131,12 @@ func (z *lazy) claim(first, last int) (f *fetch, mine bool) {
 	return f, true
 }
 
-// windowLocked is how much to fetch from chunk first on: twice as much as last
+// windowLocked is how much to fetch from piece first on: twice as much as last
 // time when the reader goes on where a fetch ended. The last of heads is free then.
 func (z *lazy) windowLocked(first int) int64 {
 	window, used := int64(minRequest), 0
 	for i, h := range z.heads {
-		if h.next <= first && h.window > 0 && z.chunks[first].off-z.startOf(h.next) <= maxGap {
+		if h.next <= first && h.window > 0 && z.startOf(first)-z.startOf(h.next) <= maxGap {
 			window, used = min(2*h.window, maxRequest), i
 		}
 	}
@@ -126,23 +144,24 @@ func (z *lazy) windowLocked(first int) int64 {
 	return window
 }
 
+// startOf is where piece i begins, or where the last one ends.
 func (z *lazy) startOf(i int) int64 {
-	if i < len(z.chunks) {
-		return z.chunks[i].off
+	if n := z.count(); i >= n {
+		return z.endOf(n - 1)
 	}
-	return z.end
+	off, _ := z.bounds(i)
+	return off
 }
 
-// endOf is where chunk i ends in the blob at the latest: at the next member.
 func (z *lazy) endOf(i int) int64 {
-	off := z.chunks[i].off
-	return z.startOf(i + sort.Search(len(z.chunks)-i, func(k int) bool { return z.chunks[i+k].off > off }))
+	_, end := z.bounds(i)
+	return end
 }
 
-// reach returns the last chunk of a fetch from first on: last, and what is missing
+// reach returns the last piece of a fetch from first on: last, and what is missing
 // behind it within the window, before limit.
 func (z *lazy) reach(first, last, limit int, window int64) int {
-	start := z.chunks[first].off
+	start := z.startOf(first)
 	for last > first && z.endOf(last)-start > maxRequest {
 		last--
 	}
@@ -166,53 +185,30 @@ func (z *lazy) release(f *fetch) {
 	close(f.done)
 }
 
-// run makes the request and puts its chunks as they arrive.
-func (z *lazy) run(ctx context.Context, f *fetch, put func(int, []byte) error) error {
-	start := z.chunks[f.first].off
+// run makes the request and puts its pieces as they arrive.
+func (z *lazy) run(ctx context.Context, f *fetch, put putUnit) error {
+	start := z.startOf(f.first)
 	body, err := z.src.open(ctx, start, z.endOf(f.last)-start)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	m := &memberReader{body: body, at: start}
-	for i := f.first; i <= f.last; i++ {
-		if z.chunks[i].off != z.chunks[max(i-1, f.first)].off || i == f.first {
-			if err := m.open(z.chunks[i].off, z.endOf(i), z.needOf(i, f.last)); err != nil {
-				return err
-			}
-		}
-		b, err := m.chunk(&z.chunks[i])
-		if err != nil {
-			return fmt.Errorf("%w: chunk at %d: %w", ErrDigest, z.chunks[i].off, err)
-		}
-		if err := put(i, b); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// needOf is how many uncompressed bytes of chunk i's member chunks up to last need.
-func (z *lazy) needOf(i, last int) int64 {
-	need := int64(0)
-	for k := i; k <= last && z.chunks[k].off == z.chunks[i].off; k++ {
-		need = max(need, z.chunks[k].inner+z.chunks[k].n)
-	}
-	return need
+	return z.read(body, f.first, f.last, put)
 }
 
 // maxPreload is what is unpacked at once of the end of a blob: a few milliseconds.
 const maxPreload = 4 << 20
 
-// preload puts chunks that lie in tail, the end of the blob from start on, which
+// preload puts pieces that lie in tail, the end of the blob from start on, which
 // is there already: of small layers that is all. It is no loss when it fails.
 func (z *lazy) preload(ctx context.Context, tail []byte, start int64) {
-	first := sort.Search(len(z.chunks), func(i int) bool { return z.chunks[i].off >= start })
-	if first == len(z.chunks) {
+	first := sort.Search(z.count(), func(i int) bool { return z.startOf(i) >= start })
+	if first == z.count() {
 		return
 	}
-	off := z.units[first].Off
-	local := newLazy(&source{r: bytesRanger{tail, start}}, z.pack, &index{chunks: z.chunks, blobEnd: z.end}, z.units)
+	unit, _ := z.units(first)
+	off := z.unit[unit].Off
+	local := newLazy(&source{r: bytesRanger{tail, start}}, z.pack, z.pieces, z.unit)
 	if n := z.pack.Size() - off; n <= maxPreload {
 		_ = z.pack.Ensure(ctx, off, n, local.fill)
 	}

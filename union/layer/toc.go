@@ -3,7 +3,6 @@ package layer
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -220,12 +219,12 @@ func (op *opening) lazyLayer(x *index) (*Layer, error) {
 	units := make([]cache.Unit, len(x.chunks))
 	var off int64
 	for i, c := range x.chunks {
-		units[i] = cache.Unit{Off: off, Len: c.n, Sum: [sha256.Size]byte(c.sum)}
+		units[i] = cache.Unit{Off: off, Len: c.n, Sum: c.sum}
 		off += c.n
 	}
 	pack, err := op.store.Pack(op.desc.Digest, units)
 	if err != nil {
 		return nil, err
 	}
-	return op.layer(x.tree, pack, newLazy(op.src, pack, x, units)), nil
+	return op.layer(x.tree, pack, newLazy(op.src, pack, &chunks{x.chunks, x.blobEnd}, units)), nil
 }
