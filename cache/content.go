@@ -258,7 +258,7 @@ func (c *content) verify(i int, b []byte) error {
 	if units == nil {
 		return fmt.Errorf("fill unit %d: its sum is not known: %w", i, ErrCorrupt)
 	}
-	if sha256.Sum256(b) != units[i].Sum {
+	if !units[i].Vouched && sha256.Sum256(b) != units[i].Sum {
 		return fmt.Errorf("fill unit %d: sum does not match: %w", i, ErrCorrupt)
 	}
 	return nil

@@ -82,7 +82,7 @@ func TestFlippedWhole(t *testing.T) {
 		t.Errorf("Ensure of damaged bytes: %v", err)
 	}
 	unverified := func(_ context.Context, i, _ int, put func(int, []byte) error) error {
-		return put(i, b.data[i*wholeUnit:(i+1)*wholeUnit])
+		return put(i, b.data[i*UnitSize:(i+1)*UnitSize])
 	}
 	if err := p.Ensure(t.Context(), 199999, 2, unverified); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("Ensure of damaged bytes with a fill that cannot be verified: %v", err)
@@ -364,7 +364,7 @@ func TestIndex(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	ends := wholeEnds(200000)
+	ends := []int64{UnitSize, 2 * UnitSize, 3 * UnitSize, 200000}
 	m, sum := encodeEnds(ends)
 	h := header{size: 200000, units: int64(len(ends)), ends: sum}
 	f.Add(h.encode(), h.fileSize(), m)

@@ -11,13 +11,21 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// A Unit is what is fetched and verified as a whole. Sum is the SHA-256 of its bytes
-// (uncompressed). The units of a pack are contiguous, sorted, not empty, and cover it
-// from offset 0 to its size.
+// A Unit is what is there or not as a whole. Sum is the SHA-256 of its bytes
+// (uncompressed), which put compares. The units of a pack are contiguous, sorted, not
+// empty, and cover it from offset 0 to its size.
 type Unit struct {
 	Off, Len int64
 	Sum      [sha256.Size]byte
+	// Vouched: the Fill has verified the bytes itself, by a digest of what they were
+	// decoded from. Sum is not compared then; it still tells one layout from another, so that
+	// what one index vouched for is never taken for what another one did.
+	Vouched bool
 }
+
+// UnitSize is the largest unit of a pack that is written as a whole: what a first read
+// must read to check a CRC.
+const UnitSize = 64 << 10
 
 // A Fill fetches units first … last (inclusive, a run of missing ones) and calls put for
 // each, in any order and from any goroutine until it returns; it may put others, read

@@ -85,6 +85,26 @@ func onDisk(path string) int64 {
 // the pack open, and nil when there is nothing. It waits for packs of d that were closed in
 // this process and are on their way to the disk.
 func (s *Store) Remove(d digest.Digest) error {
+	return s.remove(d, func(dir string) error {
+		if err := removePack(dir); err != nil {
+			return err
+		}
+		return os.RemoveAll(dir)
+	})
+}
+
+// Evict is Remove, but keeps the index: the layer opens without it being made again.
+func (s *Store) Evict(d digest.Digest) error {
+	return s.remove(d, func(dir string) error {
+		if err := removePack(dir); err != nil {
+			return err
+		}
+		_ = os.Remove(dir) // unless there is an index
+		return nil
+	})
+}
+
+func (s *Store) remove(d digest.Digest, locked func(dir string) error) error {
 	dir, err := s.layerDir(d)
 	if err != nil {
 		return fmt.Errorf("remove layer: %w", err)
@@ -95,13 +115,13 @@ func (s *Store) Remove(d digest.Digest) error {
 		return fmt.Errorf("remove layer: %w", err)
 	}
 	defer leave()
-	if err := removeLocked(dir); err != nil {
+	if err := locked(dir); err != nil {
 		return fmt.Errorf("remove layer %s: %w", d, err)
 	}
 	return nil
 }
 
-func removeLocked(dir string) error {
+func removePack(dir string) error {
 	pack := filepath.Join(dir, "pack")
 	f, err := os.OpenFile(pack, os.O_RDWR, 0)
 	if err == nil {
@@ -114,11 +134,13 @@ func removeLocked(dir string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.RemoveAll(dir)
+	return nil
 }
 
-// GC removes layers, the least recently used first and never one in use, until the rest
-// takes at most limit bytes on disk; and what dead processes left. It returns the bytes freed.
+// GC makes room until what is left takes at most limit bytes on disk, never at the cost of
+// what is in use: it evicts packs, the least recently used first, and then removes
+// indexes, which are a hundredth of them and worth more. It also removes what dead
+// processes left, and returns the bytes freed.
 func (s *Store) GC(limit int64) (freed int64, err error) {
 	freed, err = s.sweep()
 	if err != nil {
@@ -133,22 +155,37 @@ func (s *Store) GC(limit int64) (freed int64, err error) {
 	for _, u := range list {
 		total += u.OnDisk
 	}
-	for _, u := range list {
-		if total <= limit {
-			break
-		}
-		if u.InUse {
-			continue
-		}
-		switch err := s.Remove(u.Digest); {
-		case err == nil:
-			total -= u.OnDisk
-			freed += u.OnDisk
-		case !errors.Is(err, ErrInUse):
-			return freed, fmt.Errorf("collect cache: %w", err)
+	before := total
+	for _, drop := range []func(digest.Digest) error{s.Evict, s.Remove} {
+		for i := range list {
+			if total <= limit {
+				break
+			}
+			if err := s.drop(&list[i], drop, &total); err != nil {
+				return freed + before - total, fmt.Errorf("collect cache: %w", err)
+			}
 		}
 	}
-	return freed, nil
+	return freed + before - total, nil
+}
+
+// drop makes room by one layer, unless it is in use, and takes what it freed from total.
+func (s *Store) drop(u *Usage, drop func(digest.Digest) error, total *int64) error {
+	if u.InUse {
+		return nil
+	}
+	err := drop(u.Digest)
+	if err != nil && !errors.Is(err, ErrInUse) {
+		return err
+	}
+	dir, err := s.layerDir(u.Digest)
+	if err != nil {
+		return err
+	}
+	now := s.usageOf(u.Digest, dir).OnDisk
+	*total -= u.OnDisk - now
+	u.OnDisk = now
+	return nil
 }
 
 // limit keeps the store within Options.MaxBytes.

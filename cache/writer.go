@@ -12,12 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-const (
-	// wholeUnit is the unit of packs that are written as a whole: what a first read must read to check a CRC.
-	wholeUnit = 64 << 10
-	// minHole is the shortest run of zeros that becomes a hole: shorter ones cost more in extents than they save.
-	minHole = 4 * blockSize
-)
+// minHole is the shortest run of zeros that becomes a hole: shorter ones cost more in extents than they save.
+const minHole = 4 * blockSize
 
 var zeros [minHole]byte
 
@@ -27,8 +23,9 @@ type Writer struct {
 	s    *Store
 	d    digest.Digest
 	f    *os.File // nil after Commit and Abort
-	buf  []byte   // not written yet; less than wholeUnit
-	off  int64    // where buf belongs; a multiple of wholeUnit until the end
+	buf  []byte   // not written yet; less than UnitSize
+	off  int64    // where buf belongs
+	ends []int64  // of the units that are written
 	crcs []uint32
 	err  error // the first of Write
 }
@@ -43,7 +40,7 @@ func (s *Store) Create(d digest.Digest) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create pack %s: %w", d, err)
 	}
-	return &Writer{s: s, d: d, f: f, buf: make([]byte, 0, wholeUnit)}, nil
+	return &Writer{s: s, d: d, f: f, buf: make([]byte, 0, UnitSize)}, nil
 }
 
 // Write appends b. Runs of zeros become holes. After an error (a full disk) only Abort is
@@ -54,16 +51,16 @@ func (w *Writer) Write(b []byte) (n int, err error) {
 	}
 	for n < len(b) && w.err == nil {
 		rest := b[n:]
-		if len(w.buf) == 0 && len(rest) >= wholeUnit {
-			whole := rest[:len(rest)/wholeUnit*wholeUnit]
+		if len(w.buf) == 0 && len(rest) >= UnitSize {
+			whole := rest[:len(rest)/UnitSize*UnitSize]
 			w.flush(whole)
 			n += len(whole)
 			continue
 		}
-		k := min(len(rest), wholeUnit-len(w.buf))
+		k := min(len(rest), UnitSize-len(w.buf))
 		w.buf = append(w.buf, rest[:k]...)
 		n += k
-		if len(w.buf) == wholeUnit {
+		if len(w.buf) == UnitSize {
 			w.flush(w.buf)
 			w.buf = w.buf[:0]
 		}
@@ -74,10 +71,37 @@ func (w *Writer) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// flush writes b, which is whole units but for the last of the pack.
+// Cut ends a unit with the bytes written so far. Between two cuts, units have UnitSize
+// but for the last, which is what is left; [Units] tells the same of a pack to be filled.
+func (w *Writer) Cut() {
+	w.flush(w.buf)
+	w.buf = w.buf[:0]
+}
+
+// Units are the units of a pack of size bytes that a Writer made with Cut at each of cuts, which rise:
+// vouched for, without sums.
+func Units(size int64, cuts []int64) []Unit {
+	units := make([]Unit, 0, size/UnitSize+int64(len(cuts))+1)
+	for off := int64(0); off < size; {
+		for len(cuts) > 0 && cuts[0] <= off {
+			cuts = cuts[1:]
+		}
+		end := min(off+UnitSize, size)
+		if len(cuts) > 0 {
+			end = min(end, cuts[0])
+		}
+		units = append(units, Unit{Off: off, Len: end - off, Vouched: true})
+		off = end
+	}
+	return units
+}
+
+// flush writes b, which is whole units but for the last before a cut.
 func (w *Writer) flush(b []byte) {
-	for off := 0; off < len(b); off += wholeUnit {
-		w.crcs = append(w.crcs, crc32.Checksum(b[off:min(off+wholeUnit, len(b))], castagnoli))
+	for off := 0; off < len(b); off += UnitSize {
+		end := min(off+UnitSize, len(b))
+		w.crcs = append(w.crcs, crc32.Checksum(b[off:end], castagnoli))
+		w.ends = append(w.ends, w.off+int64(end))
 	}
 	for len(b) > 0 && w.err == nil {
 		data, hole := untilHole(b)
@@ -132,8 +156,7 @@ func (w *Writer) Commit(index []byte) (*Pack, error) {
 
 // publish needs the door.
 func (w *Writer) publish(dir string, index []byte) (*content, error) {
-	ends := wholeEnds(w.off)
-	layout := layoutOfEnds(ends)
+	layout := layoutOfEnds(w.ends)
 	if index != nil {
 		if err := w.s.putIndexLocked(dir, index); err != nil {
 			return nil, err
@@ -146,13 +169,13 @@ func (w *Writer) publish(dir string, index []byte) (*content, error) {
 	if err == nil {
 		w.s.letGo(c) // it is cut into other units
 	}
-	return w.rename(dir, ends, layout)
+	return w.rename(dir, layout)
 }
 
-func (w *Writer) rename(dir string, ends []int64, layout [sha256.Size]byte) (*content, error) {
-	m, sum := encodeEnds(ends)
+func (w *Writer) rename(dir string, layout [sha256.Size]byte) (*content, error) {
+	m, sum := encodeEnds(w.ends)
 	fillEntries(m, w.crcs)
-	h := header{boot: w.s.boot, size: w.off, units: int64(len(ends)), layout: layout, ends: sum}
+	h := header{boot: w.s.boot, size: w.off, units: int64(len(w.ends)), layout: layout, ends: sum}
 	if err := writeMeta(w.f, h, m); err != nil {
 		return nil, err
 	}
@@ -162,21 +185,13 @@ func (w *Writer) rename(dir string, ends []int64, layout [sha256.Size]byte) (*co
 	if err := os.Rename(w.f.Name(), filepath.Join(dir, "pack")); err != nil {
 		return nil, err
 	}
-	c := newContent(w.s, w.d, w.f, h, ends, m)
-	for i := range ends {
+	c := newContent(w.s, w.d, w.f, h, w.ends, m)
+	for i := range w.ends {
 		c.setState(i, checked)
 	}
 	c.dir = dir
 	w.f = nil
 	return w.s.adopt(c), nil
-}
-
-func wholeEnds(size int64) []int64 {
-	ends := make([]int64, 0, size/wholeUnit+1)
-	for off := int64(0); off < size; off += wholeUnit {
-		ends = append(ends, min(off+wholeUnit, size))
-	}
-	return ends
 }
 
 // Abort throws away what was written. After Commit it does nothing.

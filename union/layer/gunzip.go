@@ -9,7 +9,13 @@ import (
 )
 
 // gunzip decodes all members of a gzip stream.
-func gunzip(in io.Reader) (io.Reader, error) { return inflate.NewReader(in, inflate.Options{}), nil }
+func gunzip(in io.Reader, begin func(inflate.Checkpoint)) (io.Reader, error) {
+	o := inflate.Options{OnCheckpoint: begin}
+	if begin != nil {
+		o.Span = sectionSize
+	}
+	return inflate.NewReader(in, o), nil
+}
 
 // A gunzipper decodes one gzip stream after the other in the same memory.
 type gunzipper struct{ inflate.Reader }

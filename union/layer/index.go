@@ -12,7 +12,7 @@ import (
 // network: the tree, and of lazily read layers where each chunk is in the blob.
 //
 // It is stored as unsigned varints, strings with their length in front, and
-// differences where numbers rise. The cache adds a checksum; decoding trusts
+// differences where numbers rise. Windows are compressed already. The cache adds a checksum; decoding trusts
 // nothing nevertheless.
 type index struct {
 	blob digest.Digest
@@ -20,13 +20,16 @@ type index struct {
 	toc  digest.Digest // of the TOC that the tree was made of; "" for a tar
 	size int64         // of the pack
 	tree *tree
+	// of a tar that is read by sections; none: it is read whole
+	coding   *compression
+	sections []section
 	// of a TOC
 	chunks  []chunk
 	blobEnd int64 // where the last chunk ends at the latest
 }
 
 // indexMagic ends with the version: what another version wrote is made anew.
-const indexMagic = "layerfs index\x01"
+const indexMagic = "layerfs index\x02"
 
 var errIndex = errors.New("malformed index")
 
@@ -63,7 +66,26 @@ func (x *index) encode() []byte {
 		e.uint(uint64(c.n))
 		e.b = append(e.b, c.sum[:]...)
 	}
+	e.sections(x)
 	return e.b
+}
+
+func (e *encoder) sections(x *index) {
+	e.uint(uint64(len(x.sections)))
+	if len(x.sections) == 0 {
+		return
+	}
+	e.string(x.coding.name)
+	var in, out int64
+	for i := range x.sections {
+		s := &x.sections[i]
+		e.after(&in, s.in, s.end-s.in)
+		e.uint(uint64(s.end - s.in))
+		e.after(&out, s.out, 0)
+		e.uint(uint64(s.bits))
+		e.string(string(s.window))
+		e.b = append(e.b, s.sum[:]...)
+	}
 }
 
 func (e *encoder) tree(t *tree) {
@@ -135,6 +157,7 @@ func decodeIndex(b []byte) (*index, error) {
 	x.tree = d.tree()
 	x.blobEnd = d.length()
 	d.chunks(x)
+	d.sections(x)
 	if d.bad || len(d.b) > 0 {
 		return nil, errIndex
 	}
@@ -142,6 +165,30 @@ func decodeIndex(b []byte) (*index, error) {
 		return nil, err
 	}
 	return x, nil
+}
+
+func (d *decoder) sections(x *index) {
+	n := d.count(5 + len(section{}.sum))
+	if n == 0 {
+		return
+	}
+	if x.coding = codingNamed(d.string()); x.coding == nil {
+		d.fail()
+		return
+	}
+	var in, out int64
+	for range n {
+		s := section{in: in + d.int()}
+		s.end = s.in + d.length()
+		in = s.end
+		s.out = d.after(&out, 0)
+		s.bits = uint8(min(d.uint(), 8))
+		if w := d.string(); w != "" {
+			s.window = []byte(w)
+		}
+		copy(s.sum[:], d.bytes(len(s.sum)))
+		x.sections = append(x.sections, s)
+	}
 }
 
 func (d *decoder) chunks(x *index) {

@@ -194,7 +194,29 @@ func (x *index) check() error {
 			return fmt.Errorf("%w: link %s", errIndex, f.Name)
 		}
 	}
+	if err := x.checkSections(); err != nil {
+		return err
+	}
 	return x.checkChunks()
+}
+
+// checkSections wants them one behind the other, each with something to give.
+func (x *index) checkSections() error {
+	for i := range x.sections {
+		s := &x.sections[i]
+		next := x.size
+		if i+1 < len(x.sections) {
+			next = x.sections[i+1].out
+		}
+		switch {
+		case x.toc != "", i == 0 && (s.in != 0 || s.out != 0), i > 0 && s.in != x.sections[i-1].end:
+		case s.in < 0, s.bits > 7, s.end <= s.in, s.end-s.in >= maxSection, s.out >= next:
+		default:
+			continue
+		}
+		return fmt.Errorf("%w: section %d", errIndex, i)
+	}
+	return nil
 }
 
 func (t *tree) isDir(id ID) bool {

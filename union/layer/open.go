@@ -121,9 +121,10 @@ func (op *opening) cached(context.Context) (*Layer, error) {
 	return l, err
 }
 
-// cachedTar opens a layer that was read whole once.
+// cachedTar opens a layer that was read whole once. What of it has left the cache since
+// is fetched again by sections.
 func (op *opening) cachedTar(x *index) (*Layer, error) {
-	pack, err := op.store.Complete(op.desc.Digest)
+	pack, z, err := op.openPack(x)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			op.log.Warn("open pack", "layer", op.desc.Digest, "err", err)
@@ -136,7 +137,21 @@ func (op *opening) cachedTar(x *index) (*Layer, error) {
 	if err := op.checkDiffID(x.diff); err != nil {
 		return nil, errors.Join(err, pack.Close())
 	}
-	return op.layer(x.tree, pack, nil), nil
+	return op.layer(x.tree, pack, z), nil
+}
+
+// openPack opens the pack of a tar; without sections all of it must be there.
+func (op *opening) openPack(x *index) (*cache.Pack, *lazy, error) {
+	if len(x.sections) == 0 {
+		pack, err := op.store.Complete(op.desc.Digest)
+		return pack, nil, err
+	}
+	units := x.units()
+	pack, err := op.store.Pack(op.desc.Digest, units)
+	if err != nil {
+		return nil, nil, err
+	}
+	return pack, newLazy(op.src, pack, newSections(x, units), units), nil
 }
 
 func (op *opening) checkDiffID(got digest.Digest) error {
@@ -158,25 +173,37 @@ func (op *opening) whole(ctx context.Context) (*Layer, error) {
 		return nil, err
 	}
 	defer func() { _ = w.Abort() }() // nothing is left to abort after Commit
-	st := newStream(op.src, op.desc, op.o.DiffID, w)
+	st, err := newStream(op.src, op.desc, op.o.DiffID, w)
+	if err != nil {
+		return nil, err
+	}
 	st.progress = op.report
 	op.report("fetching", 0)
 	t, err := st.run(ctx)
 	if err != nil {
 		return nil, err
 	}
-	x := &index{blob: op.desc.Digest, diff: st.diffID(), size: st.size, tree: t}
+	x := &index{blob: op.desc.Digest, diff: st.diffID(), size: st.size, tree: t, coding: st.coding, sections: st.survey.sections(st.size)}
 	if err := op.checkDiffID(x.diff); err != nil {
 		return nil, err
 	}
 	op.report("index", op.desc.Size)
-	pack, err := w.Commit(x.encode())
+	written, err := w.Commit(x.encode())
 	if err != nil {
 		return nil, err
+	}
+	pack, z := written, (*lazy)(nil)
+	if len(x.sections) > 0 {
+		if pack, z, err = op.openPack(x); err != nil { // with a way to mend what the disk damages
+			return nil, errors.Join(err, written.Close())
+		}
+		if err := written.Close(); err != nil {
+			return nil, errors.Join(err, pack.Close())
+		}
 	}
 	if op.why == "" {
 		op.why = "no index: the layer was read whole"
 	}
 	op.report("ready", op.desc.Size)
-	return op.layer(t, pack, nil), nil
+	return op.layer(t, pack, z), nil
 }

@@ -22,7 +22,8 @@ type Layer struct {
 	digest digest.Digest
 	tree   *tree
 	pack   *cache.Pack
-	lazy   *lazy // nil: the pack is complete
+	lazy   *lazy // nil: the pack is complete, and what the disk damages is lost
+	toc    bool  // the tree came from a table of contents
 	src    *source
 	why    string // when not lazy: why
 	closed atomic.Bool
@@ -148,10 +149,10 @@ func (l *Layer) readPack(ctx context.Context, p []byte, at int64) error {
 // Status says how the layer is read and what it has cost so far.
 func (l *Layer) Status() Status {
 	s := Status{
-		Lazy: l.lazy != nil, Index: "tar", Why: l.why, Total: l.src.size, Complete: l.pack.IsComplete(),
+		Lazy: l.lazy != nil && l.why == "", Index: "tar", Why: l.why, Total: l.src.size, Complete: l.pack.IsComplete(),
 		Fetched: l.src.fetched.Load(), Requests: l.src.requests.Load(),
 	}
-	if l.lazy != nil {
+	if l.toc {
 		s.Index = "toc"
 	}
 	return s

@@ -6,6 +6,8 @@ import (
 	"io"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/layerfs/layerfs/union/layer/inflate"
 )
 
 // A compression is told by its first bytes, never by a media type: docker's types
@@ -13,7 +15,10 @@ import (
 type compression struct {
 	name  string
 	match func(b []byte) bool
-	open  func(r io.Reader) (io.Reader, error)
+	// open decodes all of r. Where it could begin again it calls begin, which may be nil.
+	open func(r io.Reader, begin func(inflate.Checkpoint)) (io.Reader, error)
+	// resume decodes a section, whose bytes are in d.
+	resume func(d *sectionDecoder, s *section) (io.Reader, error)
 	// ratio is how many bytes one compressed byte can become at most: more is a
 	// forgery. DEFLATE codes 258 bytes in 2 bits (1032:1), zstd a block of 128 KiB in 4 bytes.
 	ratio int64
@@ -23,9 +28,9 @@ type compression struct {
 const sniffLen = blockSize
 
 var compressions = []compression{
-	{name: "gzip", match: isGzip, open: gunzip, ratio: 1032},
-	{name: "zstd", match: isZstd, open: unzstd, ratio: 1 << 15},
-	{name: "tar", match: isTar, open: func(r io.Reader) (io.Reader, error) { return r, nil }, ratio: 1},
+	{name: "gzip", match: isGzip, open: gunzip, resume: resumeGzip, ratio: 1032},
+	{name: "zstd", match: isZstd, open: unzstd, resume: resumeZstd, ratio: 1 << 15},
+	{name: "tar", match: isTar, open: untar, resume: resumeTar, ratio: 1},
 }
 
 func isGzip(b []byte) bool { return bytes.HasPrefix(b, []byte{0x1f, 0x8b, 8}) }
@@ -49,6 +54,16 @@ func isTar(b []byte) bool {
 	return block == [blockSize]byte{} || checksumOK(&block)
 }
 
+// codingNamed is the inverse of compression.name.
+func codingNamed(name string) *compression {
+	for i := range compressions {
+		if compressions[i].name == name {
+			return &compressions[i]
+		}
+	}
+	return nil
+}
+
 func sniff(b []byte) (*compression, error) {
 	for i := range compressions {
 		if c := &compressions[i]; c.match(b) {
@@ -61,10 +76,40 @@ func sniff(b []byte) (*compression, error) {
 // maxWindow is the memory that a zstd frame may ask for: what `zstd --long` makes.
 const maxWindow = 128 << 20
 
-func unzstd(r io.Reader) (io.Reader, error) {
+func unzstd(r io.Reader, _ func(inflate.Checkpoint)) (io.Reader, error) {
 	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(false))
 	if err != nil {
 		return nil, err
 	}
 	return z.IOReadCloser(), nil
+}
+
+// untar passes a tar on. A section is whatever is long enough.
+func untar(r io.Reader, begin func(inflate.Checkpoint)) (io.Reader, error) {
+	if begin == nil {
+		return r, nil
+	}
+	return &tarCutter{r: r, begin: begin}, nil
+}
+
+type tarCutter struct {
+	r     io.Reader
+	at    int64
+	begin func(inflate.Checkpoint)
+}
+
+func (c *tarCutter) Read(p []byte) (int, error) {
+	const size = sectionSize / 2 // nothing but hashing is to be done
+	if c.at > 0 && c.at%size == 0 && len(p) > 0 {
+		// Only when there is more: a section is never empty.
+		n, err := c.r.Read(p[:min(len(p), size)])
+		if n > 0 {
+			c.begin(inflate.Checkpoint{In: c.at, Out: c.at})
+		}
+		c.at += int64(n)
+		return n, err
+	}
+	n, err := c.r.Read(p[:min(int64(len(p)), size-c.at%size)])
+	c.at += int64(n)
+	return n, err
 }

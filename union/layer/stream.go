@@ -16,15 +16,17 @@ import (
 
 const (
 	bufferSize  = 512 << 10
-	bufferCount = 4 // of each of the two circles of buffers
+	bufferCount = 4               // that carry the tar
+	blobBuffers = bufferCount + 2 // that carry the blob: the survey holds up to two back
 	// maxTar is the most that a layer may unpack to: more than any image, less than
 	// what a forged ratio can ask of the CPU without end.
 	maxTar = 1 << 40
 )
 
-// A stream reads a whole blob once. Four goroutines hand buffers on:
+// A stream reads a whole blob once. Five goroutines hand buffers on:
 //
 //	fetch (blob's digest) → decode → store (diff ID, pack) → the tar parser, in run's caller
+//	                               ↘ survey (the sections' digests) → fetch again
 //
 // The decoder is what all wait for; that it has a core for itself is the gain.
 // When decoding or parsing fails the blob is still fetched to its end, because
@@ -40,9 +42,12 @@ type stream struct {
 	diff hash.Hash
 	size int64 // of the tar
 
+	survey                   *survey
+	coding                   *compression // once decode knows
 	fetched, decoded, stored *line
 	blobBufs, tarBufs        chan []byte
-	fetchErr, storeErr       error // set before the lines close
+	spent                    chan []byte // what decode has read
+	fetchErr, storeErr       error       // set before the lines close
 }
 
 // A line carries buffers from one goroutine to the next.
@@ -64,7 +69,7 @@ func (l *line) reader(free chan []byte) func() ([]byte, error) {
 	var last []byte
 	return func() ([]byte, error) {
 		if last != nil {
-			free <- last[:bufferSize]
+			free <- last
 		}
 		var ok bool
 		if last, ok = <-l.ch; ok {
@@ -81,7 +86,7 @@ func (l *line) reader(free chan []byte) func() ([]byte, error) {
 func take(ctx context.Context, free chan []byte) []byte {
 	select {
 	case b := <-free:
-		return b
+		return b[:bufferSize]
 	case <-ctx.Done():
 		return nil
 	}
@@ -96,7 +101,11 @@ func send(ctx context.Context, to *line, b []byte) bool {
 	}
 }
 
-func newStream(src *source, d ocispec.Descriptor, diffID digest.Digest, out *cache.Writer) *stream {
+func newStream(src *source, d ocispec.Descriptor, diffID digest.Digest, out *cache.Writer) (*stream, error) {
+	v, err := newSurvey()
+	if err != nil {
+		return nil, err
+	}
 	alg := digest.SHA256
 	if diffID != "" {
 		alg = diffID.Algorithm()
@@ -104,13 +113,16 @@ func newStream(src *source, d ocispec.Descriptor, diffID digest.Digest, out *cac
 	s := &stream{
 		src: src, desc: d, out: out, blob: d.Digest.Verifier(), alg: alg, diff: alg.Hash(),
 		fetched: newLine(), decoded: newLine(), stored: newLine(),
-		blobBufs: make(chan []byte, bufferCount), tarBufs: make(chan []byte, bufferCount),
+		blobBufs: make(chan []byte, blobBuffers), tarBufs: make(chan []byte, bufferCount),
+		spent: make(chan []byte, blobBuffers), survey: v,
 	}
 	for range bufferCount {
-		s.blobBufs <- make([]byte, bufferSize)
 		s.tarBufs <- make([]byte, bufferSize)
 	}
-	return s
+	for range blobBuffers {
+		s.blobBufs <- make([]byte, bufferSize)
+	}
+	return s, nil
 }
 
 // run returns the tree when the blob is the one that the descriptor names. The
@@ -123,6 +135,7 @@ func (s *stream) run(ctx context.Context) (*tree, error) {
 	var g sync.WaitGroup
 	g.Go(func() { s.fetch(ctx) })
 	g.Go(func() { s.decode(decoding) })
+	g.Go(func() { s.survey.follow(s.spent, s.blobBufs) })
 	g.Go(func() { s.store(decoding, cancel) })
 	t, err := readTar(&tarStream{next: s.stored.reader(s.tarBufs)})
 	stop()
@@ -185,7 +198,8 @@ func (s *stream) fetchAll(ctx context.Context) error {
 
 // decode decompresses, and takes what is left of the blob so that fetch gets to its end.
 func (s *stream) decode(ctx context.Context) {
-	next := s.fetched.reader(s.blobBufs)
+	next := s.fetched.reader(s.spent)
+	defer close(s.spent)
 	s.decoded.end(s.decodeAll(ctx, &tarStream{next: next}))
 	for {
 		if _, err := next(); err != nil {
@@ -202,7 +216,8 @@ func (s *stream) decodeAll(ctx context.Context, in *tarStream) error {
 	if err != nil {
 		return err
 	}
-	r, err := c.open(in)
+	s.coding = c
+	r, err := c.open(in, s.survey.begin)
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrFormat, c.name, err)
 	}
@@ -258,8 +273,7 @@ func (s *stream) store(ctx context.Context, cancel context.CancelFunc) {
 			continue
 		}
 		s.diff.Write(b)
-		s.size += int64(len(b))
-		if _, err = s.out.Write(b); err != nil {
+		if err = s.keep(b); err != nil {
 			s.storeErr = err
 			cancel()
 		} else if !send(ctx, s.stored, b) {
@@ -267,6 +281,22 @@ func (s *stream) store(ctx context.Context, cancel context.CancelFunc) {
 		}
 	}
 	s.stored.end(errors.Join(err, s.decoded.err))
+}
+
+// keep writes b into the pack, where units end with the sections.
+func (s *stream) keep(b []byte) error {
+	for len(b) > 0 {
+		cut := s.survey.nextCut(s.size)
+		n := min(int64(len(b)), cut-s.size)
+		if _, err := s.out.Write(b[:n]); err != nil {
+			return err
+		}
+		b = b[n:]
+		if s.size += n; s.size == cut {
+			s.out.Cut()
+		}
+	}
+	return nil
 }
 
 func (s *stream) diffID() digest.Digest { return digest.NewDigest(s.alg, s.diff) }

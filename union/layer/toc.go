@@ -145,7 +145,7 @@ func parseFooter(b []byte) (int64, error) {
 // readTOC reads the TOC out of the end of a blob: a gzip member with a tar with
 // one file. Only the bytes that want names are parsed.
 func readTOC(tail []byte, want digest.Digest) (*toc, error) {
-	z, err := gunzip(bytes.NewReader(tail))
+	z, err := gunzip(bytes.NewReader(tail), nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: TOC: %w", ErrDigest, err)
 	}
@@ -226,5 +226,7 @@ func (op *opening) lazyLayer(x *index) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return op.layer(x.tree, pack, newLazy(op.src, pack, &chunks{x.chunks, x.blobEnd}, units)), nil
+	l := op.layer(x.tree, pack, newLazy(op.src, pack, &chunks{x.chunks, x.blobEnd}, units))
+	l.toc = true
+	return l, nil
 }

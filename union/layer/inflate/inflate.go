@@ -129,22 +129,32 @@ func (z *Reader) Reset(r io.Reader, o Options) {
 // its checksum, for its beginning was not seen; later ones are. Of a stream
 // read with Options.Raw it reads the blocks alone when raw is set.
 func Resume(r io.Reader, c Checkpoint, raw bool) (*Reader, error) {
-	z := NewReader(r, Options{Raw: raw})
-	z.state, z.partial = (*Reader).blockHeader, true
-	if len(c.Window) > WindowSize || c.Bits > 7 {
-		return nil, fmt.Errorf("%w: checkpoint", ErrFormat)
+	z := &Reader{}
+	if err := z.Resume(r, c, raw); err != nil {
+		return nil, err
 	}
+	return z, nil
+}
+
+// Resume makes z what the function Resume returns, with the memory that it has.
+func (z *Reader) Resume(r io.Reader, c Checkpoint, raw bool) error {
+	if len(c.Window) > WindowSize || c.Bits > 7 {
+		return fmt.Errorf("%w: checkpoint", ErrFormat)
+	}
+	z.Reset(r, Options{Raw: raw})
+	z.state, z.partial = (*Reader).blockHeader, true
 	z.w = copy(z.out, c.Window)
 	z.r, z.crcFrom = z.w, z.w
 	z.inOff, z.outOff = c.In, c.Out-int64(z.w)
-	if c.Bits > 0 {
-		z.inOff--
-		if err := z.need(8); err != nil {
-			return nil, err
-		}
-		z.drop(8 - uint(c.Bits))
+	if c.Bits == 0 {
+		return nil
 	}
-	return z, nil
+	z.inOff--
+	if err := z.need(8); err != nil {
+		return err
+	}
+	z.drop(8 - uint(c.Bits))
+	return nil
 }
 
 // Trailing is how many bytes after the last member were skipped.

@@ -90,8 +90,10 @@ func TestReader(t *testing.T) {
 			if z.Trailing() != int64(len(garbage)) {
 				t.Errorf("skipped %d bytes, want %d", z.Trailing(), len(garbage))
 			}
+			thinner := &Thinner{}
 			for i, c := range points {
 				checkResume(t, blob, data, c)
+				checkThin(t, thinner, blob, data, c)
 				if i > 0 && c.Out < points[i-1].Out+1<<16 {
 					t.Errorf("checkpoints at %d and %d", points[i-1].Out, c.Out)
 				}
@@ -114,6 +116,29 @@ func checkResume(t *testing.T, blob, data []byte, c Checkpoint) {
 	got, err := io.ReadAll(z)
 	if err != nil || !bytes.Equal(got, data[c.Out:]) {
 		t.Fatalf("from the checkpoint at %d: %v, %d bytes, want %d", c.Out, err, len(got), int64(len(data))-c.Out)
+	}
+}
+
+// checkThin: a thinned window gives the same bytes; of too little input it is left as it was.
+func checkThin(t *testing.T, thinner *Thinner, blob, data []byte, c Checkpoint) {
+	t.Helper()
+	next := blob[c.In:]
+	if c.Bits > 0 {
+		next = blob[c.In-1:]
+	}
+	whole := bytes.Clone(c.Window)
+	if len(next) > 100 && len(data)-int(c.Out) > 2*WindowSize && thinner.Thin(c, next[:2]) && len(whole) > 0 {
+		t.Errorf("the checkpoint at %d was thinned by two bytes", c.Out)
+	}
+	if !bytes.Equal(c.Window, whole) {
+		t.Fatalf("the window at %d changed without a reason", c.Out)
+	}
+	if !thinner.Thin(c, next) {
+		t.Errorf("the checkpoint at %d was not thinned", c.Out)
+	}
+	checkResume(t, blob, data, c)
+	if len(whole) > 0 && bytes.Count(c.Window, []byte{0}) < bytes.Count(whole, []byte{0}) {
+		t.Errorf("the window at %d has fewer zeros than before", c.Out)
 	}
 }
 

@@ -6,6 +6,7 @@
 //	dir      NAME                        a directory
 //	file     NAME "content"              a regular file; its mode may say setuid
 //	random   NAME SIZE                   bytes that nothing compresses, the same for the same SIZE
+//	text     NAME SIZE                   words, which compress, the same for the same SIZE
 //	zero     NAME SIZE                   zeros, written out
 //	sparse   NAME SIZE OFFSET:"data" …   a hole with data in it, as PAX sparse 1.0, or sparse=0.0, 0.1, gnu (no owner)
 //	link     NAME TARGET                 a hardlink
@@ -49,6 +50,7 @@ type Entry struct {
 	Size     int64
 	Data     []Extent // of regular files: what stands in Size zeros, sorted
 	Random   bool     // Size random bytes in place of Data
+	Text     bool     // Size bytes of words in place of Data
 	Sparse   string   // "", "0.0", "0.1", "1.0", "gnu": the holes are not written
 	Format   string   // "", "pax", "gnu", "base256", "ustar", "v7"
 }
@@ -63,7 +65,7 @@ type Extent struct {
 }
 
 var types = map[string]byte{
-	"dir": tar.TypeDir, "file": tar.TypeReg, "random": tar.TypeReg, "zero": tar.TypeReg, "sparse": tar.TypeReg,
+	"dir": tar.TypeDir, "file": tar.TypeReg, "random": tar.TypeReg, "text": tar.TypeReg, "zero": tar.TypeReg, "sparse": tar.TypeReg,
 	"link": tar.TypeLink, "symlink": tar.TypeSymlink, "char": tar.TypeChar, "block": tar.TypeBlock,
 	"fifo": tar.TypeFifo, "whiteout": tar.TypeReg, "opaque": tar.TypeReg,
 }

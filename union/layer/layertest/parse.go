@@ -110,7 +110,7 @@ func parseEntry(words []word) (Entry, error) {
 
 // parseArgument reads what must stand behind the name.
 func (e *Entry) parseArgument(kind string, words []word) ([]word, error) {
-	if !slices.Contains([]string{"link", "symlink", "random", "zero", "sparse", "char", "block"}, kind) {
+	if !slices.Contains([]string{"link", "symlink", "random", "text", "zero", "sparse", "char", "block"}, kind) {
 		return words, nil
 	}
 	if len(words) == 0 {
@@ -123,7 +123,7 @@ func (e *Entry) parseArgument(kind string, words []word) ([]word, error) {
 	case "char", "block":
 		e.Major, e.Minor, err = pair(arg)
 	default:
-		e.Random = kind == "random"
+		e.Random, e.Text = kind == "random", kind == "text"
 		e.Size, err = parseSize(arg)
 	}
 	return words[1:], err

@@ -269,6 +269,9 @@ func (e *Entry) Content() io.Reader {
 	if e.Random {
 		return io.LimitReader(rand.NewChaCha8([32]byte{byte(e.Size), byte(e.Size >> 8), byte(e.Size >> 16), 1}), e.Size)
 	}
+	if e.Text {
+		return io.LimitReader(&words{r: rand.New(rand.NewPCG(uint64(e.Size), 1))}, e.Size)
+	}
 	var parts []io.Reader
 	at := int64(0)
 	for _, x := range e.Data {
@@ -276,6 +279,36 @@ func (e *Entry) Content() io.Reader {
 		at = x.Off + int64(len(x.Data))
 	}
 	return io.MultiReader(append(parts, io.LimitReader(zeros{}, e.Size-at))...)
+}
+
+// words are of one to eight letters, drawn from few, as text is; some lines come again.
+type words struct {
+	r    *rand.Rand
+	line []byte
+	old  [256][]byte
+}
+
+func (w *words) Read(p []byte) (int, error) {
+	if len(w.line) == 0 {
+		i := w.r.IntN(len(w.old))
+		if w.old[i] == nil || w.r.IntN(3) == 0 {
+			w.old[i] = w.newLine()
+		}
+		w.line = w.old[i]
+	}
+	n := copy(p, w.line)
+	w.line = w.line[n:]
+	return n, nil
+}
+
+func (w *words) newLine() (line []byte) {
+	for range 4 + w.r.IntN(12) {
+		for range 1 + w.r.IntN(8) {
+			line = append(line, "etaoinshrdlu"[w.r.IntN(12)])
+		}
+		line = append(line, ' ')
+	}
+	return append(line, '\n')
 }
 
 type zeros struct{}
