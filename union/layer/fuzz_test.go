@@ -167,11 +167,11 @@ func FuzzTree(f *testing.F) {
 			return
 		}
 		x := &index{blob: "sha256:x", size: int64(len(b)), tree: tr}
-		y, err := decodeIndex(x.encode())
+		y, err := decodeRawIndex(x.encodeRaw())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(x.encode(), y.encode()) {
+		if !bytes.Equal(x.encodeRaw(), y.encodeRaw()) {
 			t.Fatal("the index changes when it is read and written")
 		}
 		visit(t, y.tree, Root, 0)
@@ -217,12 +217,18 @@ func FuzzIndex(f *testing.F) {
 			f.Fatal(err)
 		}
 		x := &index{blob: "sha256:x", diff: "sha256:y", size: int64(len(b)), tree: tr}
-		f.Add(x.encode())
+		f.Add(x.encodeRaw())
+		x.coding = codingNamed("gzip")
+		x.sections = []section{{end: 100}, {in: 100, end: 150, out: x.size / 2, bits: 3, window: []byte("window")}}
+		f.Add(x.encodeRaw())
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		x, err := decodeIndex(b)
+		x, err := decodeRawIndex(b)
 		if err != nil {
 			return
+		}
+		if len(x.sections) > 0 && x.size < 1<<24 {
+			visitSections(t, x)
 		}
 		for id := range x.tree.inodes {
 			x.tree.entry(ID(id))
@@ -233,6 +239,23 @@ func FuzzIndex(f *testing.F) {
 			}
 		}
 	})
+}
+
+// visitSections wants every unit in one section, and every section to have one.
+func visitSections(t *testing.T, x *index) {
+	units := x.units()
+	s, unit := newSections(x, units), 0
+	for i := range s.count() {
+		off, end := s.bounds(i)
+		first, last := s.units(i)
+		if off < 0 || end <= off || first != unit || last < first {
+			t.Fatalf("section %d: bytes %d to %d, units %d to %d, wanted from %d", i, off, end, first, last, unit)
+		}
+		unit = last + 1
+	}
+	if unit != len(units) {
+		t.Fatalf("%d units in the sections, %d in all", unit, len(units))
+	}
 }
 
 func FuzzTOC(f *testing.F) {

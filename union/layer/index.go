@@ -1,10 +1,12 @@
 package layer
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -12,7 +14,7 @@ import (
 // network: the tree, and of lazily read layers where each chunk is in the blob.
 //
 // It is stored as unsigned varints, strings with their length in front, and
-// differences where numbers rise. Windows are compressed already. The cache adds a checksum; decoding trusts
+// differences where numbers rise, all of it as one zstd frame. The cache adds a checksum; decoding trusts
 // nothing nevertheless.
 type index struct {
 	blob digest.Digest
@@ -30,6 +32,9 @@ type index struct {
 
 // indexMagic ends with the version: what another version wrote is made anew.
 const indexMagic = "layerfs index\x02"
+
+// maxIndex bounds an index in memory: as many entries as a layer may have, and their names.
+const maxIndex = 4 << 30
 
 var errIndex = errors.New("malformed index")
 
@@ -49,8 +54,16 @@ func (e *encoder) after(last *int64, v, n int64) {
 }
 
 func (x *index) encode() []byte {
+	b := []byte(indexMagic)
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return z.EncodeAll(x.encodeRaw(), b)
+}
+
+func (x *index) encodeRaw() []byte {
 	e := &encoder{b: make([]byte, 0, len(x.tree.names)+32*len(x.tree.inodes)+40*len(x.chunks)+1<<10)}
-	e.b = append(e.b, indexMagic...)
 	for _, d := range []digest.Digest{x.blob, x.diff, x.toc} {
 		e.string(string(d))
 	}
@@ -147,10 +160,24 @@ func (e *encoder) inodes(inodes []inode) {
 // decodeIndex reads what encode wrote. It never panics and never returns a tree
 // whose use could, whatever b is.
 func decodeIndex(b []byte) (*index, error) {
-	d := &decoder{b: b}
-	if string(d.bytes(len(indexMagic))) != indexMagic {
+	packed, ok := bytes.CutPrefix(b, []byte(indexMagic))
+	if !ok {
 		return nil, fmt.Errorf("%w: of another version", errIndex)
 	}
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxIndex))
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
+	raw, err := z.DecodeAll(packed, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errIndex, err)
+	}
+	return decodeRawIndex(raw)
+}
+
+func decodeRawIndex(b []byte) (*index, error) {
+	d := &decoder{b: b}
 	x := &index{}
 	x.blob, x.diff, x.toc = digest.Digest(d.string()), digest.Digest(d.string()), digest.Digest(d.string())
 	x.size = d.length()

@@ -38,8 +38,9 @@ func (s *section) start() int64 {
 
 const (
 	// sectionSize is the least that comes out of a section but the last: what a random read
-	// costs. Half of it would double the index, which is to be 1/100 of the blob.
-	sectionSize = 2 << 20
+	// costs. The windows of half of it would take twice as much, and the index is to be less
+	// than 1/100 of the blob.
+	sectionSize = 3 << 19
 	// maxSection is the longest section that is of use: it is held in memory while its
 	// digest is computed. A blob with a longer one is read whole again when its pack is gone.
 	maxSection = 64 << 20
