@@ -169,7 +169,7 @@ func (s *stream) fetchAll(ctx context.Context) error {
 	if s.desc.Size == 0 {
 		return nil
 	}
-	body, err := s.src.open(ctx, 0, s.desc.Size)
+	body, err := s.src.openWhole(ctx)
 	if err != nil {
 		return err
 	}
