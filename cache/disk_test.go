@@ -331,6 +331,17 @@ func TestRecords(t *testing.T) {
 	if err := s.Save("a", []byte("v")); err != nil {
 		t.Fatal(err)
 	}
+	for range 2 { // the second time there is nothing
+		if err := s.Drop("a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Load("a"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Load of what was dropped: %v", err)
+	}
+	if err := s.Save("a", []byte("v")); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Rename(s.recordPath("a"), s.recordPath("b")); err != nil {
 		t.Fatal(err)
 	}

@@ -112,6 +112,12 @@ func (p *Pack) Has(off, n int64) bool {
 	return true
 }
 
+// Unit returns where the unit that holds the byte at off begins and ends; off lies in the pack.
+func (p *Pack) Unit(off int64) (start, end int64) {
+	i := p.c.unitAt(off)
+	return p.c.start(i), p.c.ends[i]
+}
+
 // ReadAt is a plain pread with the rules of io.ReaderAt. It knows nothing of what is
 // missing (there it reads zeros): Ensure first. After a disk refused units it fails where
 // a unit is neither on the disk nor in memory any more.

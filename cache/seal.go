@@ -161,3 +161,12 @@ func (s *Store) Save(name string, b []byte) error {
 	}
 	return nil
 }
+
+// Drop removes what was saved under name, if there is anything.
+func (s *Store) Drop(name string) error {
+	err := os.Remove(s.recordPath(name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("drop record %q: %w", name, err)
+	}
+	return nil
+}

@@ -93,14 +93,24 @@ func (s *Store) Remove(d digest.Digest) error {
 	})
 }
 
-// Evict is Remove, but keeps the index: the layer opens without it being made again.
+// Evict is Remove, but keeps the index and the time of the last use: the layer opens
+// without the index being made again.
 func (s *Store) Evict(d digest.Digest) error {
 	return s.remove(d, func(dir string) error {
-		if err := removePack(dir); err != nil {
+		used, err := os.Stat(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil {
+			err = removePack(dir)
+		}
+		if err != nil {
 			return err
 		}
-		_ = os.Remove(dir) // unless there is an index
-		return nil
+		if os.Remove(dir) == nil { // there was no index
+			return nil
+		}
+		return os.Chtimes(dir, used.ModTime(), used.ModTime())
 	})
 }
 
@@ -138,9 +148,9 @@ func removePack(dir string) error {
 }
 
 // GC makes room until what is left takes at most limit bytes on disk, never at the cost of
-// what is in use: it evicts packs, the least recently used first, and then removes
-// indexes, which are a hundredth of them and worth more. It also removes what dead
-// processes left, and returns the bytes freed.
+// what is in use: it evicts packs, the least recently used first, and then, unless limit
+// is 0, removes indexes, which are a hundredth of them and worth more. It also removes what
+// dead processes left, and returns the bytes freed.
 func (s *Store) GC(limit int64) (freed int64, err error) {
 	freed, err = s.sweep()
 	if err != nil {
@@ -156,7 +166,11 @@ func (s *Store) GC(limit int64) (freed int64, err error) {
 		total += u.OnDisk
 	}
 	before := total
-	for _, drop := range []func(digest.Digest) error{s.Evict, s.Remove} {
+	drops := []func(digest.Digest) error{s.Evict, s.Remove}
+	if limit == 0 {
+		drops = drops[:1]
+	}
+	for _, drop := range drops {
 		for i := range list {
 			if total <= limit {
 				break

@@ -97,8 +97,14 @@ func TestGC(t *testing.T) {
 		t.Errorf("index of an evicted layer: %v", err)
 	}
 	check(0, false, false, false, true, false)
+	for i, b := range blobs {
+		if x, err := s.Index(b.d); err != nil || string(x) != "index" {
+			t.Errorf("index of layer %d after GC(0): %q, %v", i, x, err)
+		}
+	}
+	check(1, false, false, false, true, false)
 	if list, err := s.Usage(); err != nil || len(list) != 1 {
-		t.Errorf("after GC(0): %+v, %v", list, err)
+		t.Errorf("after GC(1): %+v, %v", list, err)
 	}
 	blobs[3].check(t, p, 0, p.Size(), nil)
 	if err := s.Remove(blobs[3].d); !errors.Is(err, ErrInUse) {
@@ -113,6 +119,34 @@ func TestGC(t *testing.T) {
 	}
 	if _, err := s.Index(blobs[3].d); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("index after Remove: %v", err)
+	}
+}
+
+// TestEvict: the content goes, the index and the time of the last use stay.
+func TestEvict(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	b := makeBlob(218, 200000)
+	p := writePack(t, s, b, []byte("index"))
+	if err := s.Evict(b.d); !errors.Is(err, ErrInUse) {
+		t.Errorf("Evict in use: %v", err)
+	}
+	letGo(p)
+	s.bg.Wait()
+	used := time.Now().Add(-time.Hour).Truncate(time.Second)
+	if err := os.Chtimes(filepath.Dir(packPath(s, b.d)), used, used); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing
+		if err := s.Evict(b.d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if x, err := s.Index(b.d); err != nil || string(x) != "index" {
+		t.Errorf("index: %q, %v", x, err)
+	}
+	list, err := s.Usage()
+	if err != nil || len(list) != 1 || list[0].Size != 0 || !list[0].Used.Equal(used) {
+		t.Errorf("usage %+v, %v", list, err)
 	}
 }
 

@@ -31,7 +31,7 @@ func newCore(fs *union.FS, log *slog.Logger) *core {
 func (m *core) Init(s *gofuse.Server) {
 	m.server = s
 	if m.fs.ReadOnly() {
-		m.push = newPusher(m.fs.Tree(), s)
+		m.push = newPusher(m.fs, s)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 // in the cache already: nothing is fetched for it.
 type pusher struct {
 	tree   *union.Tree
+	rec    *union.Recorder
 	server *gofuse.Server
 	queue  chan batch
 	stop   chan struct{}
@@ -40,8 +41,9 @@ const (
 	pushQueue = 1024
 )
 
-func newPusher(tree *union.Tree, server *gofuse.Server) *pusher {
-	p := &pusher{tree: tree, server: server, queue: make(chan batch, pushQueue), stop: make(chan struct{})}
+func newPusher(fs *union.FS, server *gofuse.Server) *pusher {
+	tree := fs.Tree()
+	p := &pusher{tree: tree, rec: fs.Recorder(), server: server, queue: make(chan batch, pushQueue), stop: make(chan struct{})}
 	p.pushed = make([]atomic.Uint64, tree.Len()/64+1)
 	go p.run()
 	return p
@@ -88,7 +90,7 @@ func (p *pusher) push(id union.ID, buf []byte) {
 		return
 	}
 	n, err := p.tree.ReadAt(newCall(p.stop), id, buf, 0)
-	if err == nil && n > 0 {
-		_ = p.server.InodeNotifyStoreCache(uint64(id), 0, buf[:n])
+	if err == nil && n > 0 && p.server.InodeNotifyStoreCache(uint64(id), 0, buf[:n]).Ok() {
+		p.rec.Pushed(id) // its reads will not be seen here
 	}
 }

@@ -110,7 +110,7 @@ func (f *FS) copyRanges(ctx context.Context, id ID, fd int, size int64) error {
 		if buf == nil {
 			buf = make([]byte, min(copyBuffer, size))
 		}
-		n, err := f.tree.ReadAt(ctx, id, buf[:min(int64(len(buf)), end-start)], start)
+		n, err := f.readLower(ctx, id, buf[:min(int64(len(buf)), end-start)], start)
 		if err != nil {
 			return err
 		}

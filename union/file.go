@@ -108,7 +108,7 @@ func (h *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	if !ok {
-		return h.fs.tree.ReadAt(ctx, h.id, p, off)
+		return h.fs.readLower(ctx, h.id, p, off)
 	}
 	return preadAll(fd, p, off)
 }
@@ -141,7 +141,7 @@ func (f *FS) ReadAt(ctx context.Context, id ID, p []byte, off int64) (int, error
 	if !f.tree.Has(id) {
 		return 0, unix.ESTALE
 	}
-	return f.tree.ReadAt(ctx, id, p, off)
+	return f.readLower(ctx, id, p, off)
 }
 
 // WriteAt writes as pwrite(2) does.

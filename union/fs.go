@@ -21,6 +21,7 @@ import (
 type FS struct {
 	tree *Tree
 	up   *Upper // nil: read-only
+	rec  *Recorder
 
 	copying idLocks
 	ns      sync.RWMutex
@@ -80,6 +81,19 @@ func (f *FS) adoptDirs(d *node) {
 			f.adoptDirs(h.n)
 		}
 	}
+}
+
+// Record has the reads of lower files noted from now on. It is called before the FS is used.
+func (f *FS) Record(r *Recorder) { f.rec = r }
+
+// Recorder is what Record was given, or nil, whose methods do nothing.
+func (f *FS) Recorder() *Recorder { return f.rec }
+
+// readLower reads a lower file for somebody who asked for its content.
+func (f *FS) readLower(ctx context.Context, id ID, p []byte, off int64) (int, error) {
+	n, err := f.tree.ReadAt(ctx, id, p, off)
+	f.rec.note(id, off, n)
+	return n, err
 }
 
 // Tree is the lower tree.

@@ -52,11 +52,20 @@ type treeName struct {
 }
 
 func newTree(layers []*layer.Layer) *Tree {
-	h := sha256.New()
+	var digests []digest.Digest
 	for _, l := range layers {
-		h.Write([]byte(l.Digest() + "\n"))
+		digests = append(digests, l.Digest())
 	}
-	return &Tree{layers: layers, links: map[ID][]treeName{}, digest: digest.NewDigest(digest.SHA256, h)}
+	return &Tree{layers: layers, links: map[ID][]treeName{}, digest: DigestOf(digests)}
+}
+
+// DigestOf is the digest of the tree of these layers, the base first.
+func DigestOf(layers []digest.Digest) digest.Digest {
+	h := sha256.New()
+	for _, d := range layers {
+		h.Write([]byte(d + "\n"))
+	}
+	return digest.NewDigest(digest.SHA256, h)
 }
 
 // empty is the tree of an image without layers: a root directory.
@@ -140,6 +149,9 @@ func (t *Tree) Mode(id ID) uint32 { return t.entry(id).Mode }
 
 // IsDir tells whether the node is a directory.
 func (t *Tree) IsDir(id ID) bool { return t.Mode(id)&syscall.S_IFMT == syscall.S_IFDIR }
+
+// Size is the size of a regular file or symlink.
+func (t *Tree) Size(id ID) int64 { return t.entry(id).Size }
 
 // Xattrs are the node's extended attributes.
 func (t *Tree) Xattrs(id ID) []layer.Xattr { return t.entry(id).Xattrs }

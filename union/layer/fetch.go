@@ -1,8 +1,10 @@
 package layer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -46,3 +48,91 @@ func IndexKind(d ocispec.Descriptor) (index string, lazy bool) {
 	}
 	return "tar", false
 }
+
+// A Range is N bytes at Off.
+type Range struct{ Off, N int64 }
+
+// Part is some bytes of a regular file of a layer. No ranges are the whole file.
+type Part struct {
+	ID     ID
+	Ranges []Range
+}
+
+const (
+	// fetchGap is what is fetched between two wanted runs to save a request: at
+	// 100 Mbit/s it takes half of a round trip of 20 ms, before compression.
+	fetchGap = 128 << 10
+	// fetchMost is the largest run that is joined of several units: a read that needs
+	// another place of the layer shares the link with a few of them.
+	fetchMost = 1 << 20
+)
+
+// Missing returns what would have to be fetched for parts of files, in the order of the
+// blob, neighbours joined: runs for FetchRun.
+func (l *Layer) Missing(parts []Part) []Range {
+	if l.lazy == nil {
+		return nil
+	}
+	var units []Range
+	for _, p := range parts {
+		for _, x := range l.tree.fileExtents(p.ID) {
+			for _, r := range x.within(p.Ranges) {
+				units = l.addMissing(units, r)
+			}
+		}
+	}
+	slices.SortFunc(units, func(a, b Range) int { return cmp.Compare(a.Off, b.Off) })
+	return join(slices.Compact(units))
+}
+
+// within is where in the pack those bytes of an extent stand that lie in ranges of the file.
+func (x extent) within(ranges []Range) (runs []Range) {
+	if len(ranges) == 0 {
+		return []Range{{x.at, x.n}}
+	}
+	for _, r := range ranges {
+		first, end := max(r.Off, x.off), min(r.Off+r.N, x.off+x.n)
+		if first < end {
+			runs = append(runs, Range{x.at + first - x.off, end - first})
+		}
+	}
+	return runs
+}
+
+// addMissing adds the units of a run of the pack that are not there.
+func (l *Layer) addMissing(units []Range, run Range) []Range {
+	for off := run.Off; off < run.Off+run.N; {
+		start, end := l.pack.Unit(off)
+		if !l.pack.Has(start, end-start) {
+			units = append(units, Range{start, end - start})
+		}
+		off = end
+	}
+	return units
+}
+
+// join joins sorted units that are close to each other, up to fetchMost.
+func join(units []Range) (runs []Range) {
+	for _, u := range units {
+		if k := len(runs) - 1; k >= 0 {
+			r := &runs[k]
+			if end := u.Off + u.N; u.Off-(r.Off+r.N) <= fetchGap && end-r.Off <= fetchMost {
+				r.N = end - r.Off
+				continue
+			}
+		}
+		runs = append(runs, u)
+	}
+	return runs
+}
+
+// FetchRun brings a run of Missing into the cache.
+func (l *Layer) FetchRun(ctx context.Context, r Range) error {
+	if err := l.pack.Ensure(ctx, r.Off, r.N, l.lazy.fill); err != nil {
+		return fmt.Errorf("fetch layer %s: %w", l.digest, err)
+	}
+	return nil
+}
+
+// Present tells how many bytes of a layer's content are in the cache, of how many.
+func (l *Layer) Present() (have, total int64) { return l.pack.Present(), l.pack.Size() }
