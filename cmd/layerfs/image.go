@@ -21,7 +21,8 @@ var _ layer.Ranger = (*registry.Blob)(nil)
 type image struct {
 	*registry.Image
 	store  *cache.Store
-	layers []*layer.Layer // the base first
+	layers []*layer.Layer       // the base first
+	descs  []ocispec.Descriptor // of layers
 	blobs  []*registry.Blob
 	tree   *union.Tree
 }
@@ -80,6 +81,7 @@ func (im *image) openLayers(ctx context.Context, e *env, want span, progress lay
 		return err
 	}
 	descs := im.Manifest.Layers[want.from-1 : want.to]
+	im.descs = descs
 	im.layers = make([]*layer.Layer, len(descs))
 	im.blobs = make([]*registry.Blob, len(descs))
 	g, gctx := errgroup.WithContext(ctx)

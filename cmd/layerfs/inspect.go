@@ -15,10 +15,14 @@ import (
 
 var inspectCommand = command{
 	name: "inspect", args: "IMAGE", short: "Show the manifest, the config and the layers of an image",
-	long: `No layer is fetched.`,
+	long: `
+No layer is fetched. With --profile it prints the paths of the files that earlier
+mounts of the image read when it started, one a line, in order: what "mount
+--prefetch auto" fetches.`,
 	setup: func(flags *pflag.FlagSet) runFunc {
 		asJSON := flags.Bool("json", false, "one JSON document, manifest and config as they are")
 		bytes := flags.Bool("bytes", false, "exact sizes")
+		profile := flags.Bool("profile", false, "print which files a start reads")
 		return func(ctx context.Context, e *env, args []string) error {
 			if err := wantArgs("inspect [flags] IMAGE", args, 1, 1); err != nil {
 				return err
@@ -28,6 +32,9 @@ var inspectCommand = command{
 				return err
 			}
 			defer im.Close()
+			if *profile {
+				return e.printProfile(im, *asJSON)
+			}
 			if *asJSON {
 				return writeJSON(e.stdout, im.inspection())
 			}

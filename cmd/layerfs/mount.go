@@ -25,6 +25,11 @@ stays in the background until "layerfs umount DIR".
 IMAGE is NAME[:TAG] or NAME@DIGEST in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG]
 or docker-archive:FILE[:REF].
 
+What an image reads in the first minute after its first read is kept in the cache as
+its profile, and fetched beside the start of the next mount (--prefetch auto);
+"layerfs inspect --profile IMAGE" prints it. Whoever reads everything (tar, a
+virus scanner) does not change it.
+
 With --rw the mount is writable. What is written is kept under --root, one
 container layer for each mountpoint, and used again at the next mount there;
 "layerfs commit DIR DEST" makes it a layer of a new image.`,
@@ -46,7 +51,7 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 	flags.StringVar(&m.work, "work", "", "work directory of --upper, on the same file system (default UPPER.work)")
 	flags.BoolVar(&m.ephemeral, "ephemeral", false, "writable; what is written is thrown away at unmount")
 	flags.BoolVar(&m.force, "force-upper", false, "accept an upper directory that was made on another image")
-	flags.StringVar(&m.prefetch, "prefetch", "none", "none, or all: fetch the rest of lazy layers in the background")
+	flags.StringVar(&m.prefetch, "prefetch", prefetchAuto, "what to fetch before it is read, in the background: none; auto: what earlier mounts of the image read when it started; all: everything")
 	flags.StringVar(&m.layers, "layers", "", "show only layer N, or M-N, counted from 1 at the base")
 	flags.StringArrayVarP(&m.options, "options", "o", nil, "mount options: ro rw dev suid noexec noatime allow_other …")
 	return func(ctx context.Context, e *env, args []string) error {
@@ -72,16 +77,15 @@ type mountPlan struct {
 	flags       []string // mount options for the kernel
 	allowOther  bool
 	foreground  bool
-	prefetch    bool // everything, in the background
+	prefetch    string // none, auto, all
 }
 
 func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
-	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force}
+	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force, prefetch: m.prefetch}
 	p.rw = m.rw || m.upper != "" || m.ephemeral
-	if m.prefetch != "none" && m.prefetch != "all" {
-		return nil, usageError("--prefetch " + m.prefetch + ": want none or all")
+	if m.prefetch != prefetchNone && m.prefetch != prefetchAuto && m.prefetch != prefetchAll {
+		return nil, usageError("--prefetch " + m.prefetch + ": want none, auto or all")
 	}
-	p.prefetch = m.prefetch == "all"
 	if m.work != "" && m.upper == "" {
 		return nil, usageError("--work wants --upper")
 	}

@@ -49,6 +49,8 @@ type server struct {
 	fuse  *fuse.Server
 	held  *heldState
 	begun time.Time
+
+	profile union.Profile // what earlier mounts read
 }
 
 // serve opens the image, mounts it, and returns when it is unmounted. ctx ends it too.
@@ -59,6 +61,7 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 	if err := s.open(ctx, ev); err != nil {
 		return err
 	}
+	s.loadProfile()
 	if err := s.mount(); err != nil {
 		return err
 	}
@@ -67,35 +70,17 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 		return errors.Join(err, s.fuse.Unmount())
 	}
 	defer control.Close()
-	requests, bytes := s.im.fetched()
-	ev.remark(fmt.Sprintf("%s: %d layers, fetched %s of %s in %d requests", p.image, len(s.im.layers),
-		size(bytes, false), size(s.im.size(), false), requests))
+	ev.remark(s.summary())
 	if err := ev.ready(); err != nil {
 		return errors.Join(fmt.Errorf("who wanted the mount has gone: %w", err), s.fuse.Unmount())
 	}
 	e.log.Info("mounted", "mountpoint", p.dir, "image", s.im.Name, "mode", s.mode(), "ready_after", time.Since(s.begun))
 	stop := context.AfterFunc(ctx, s.unmount)
 	defer stop()
-	defer s.prefetch(ctx)()
+	defer s.startWork(ctx)()
 	s.fuse.Wait()
 	e.log.Info("unmounted", "mountpoint", p.dir)
 	return nil
-}
-
-// prefetch fetches the rest in the background, if that was asked for, until the returned function is called.
-func (s *server) prefetch(ctx context.Context) (stop func()) {
-	if !s.plan.prefetch {
-		return func() {}
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := s.im.fetchAll(ctx); err != nil && ctx.Err() == nil {
-			s.e.log.Warn("prefetch; what is missing is fetched when it is read", "err", err)
-		}
-	}()
-	return func() { cancel(); <-done }
 }
 
 func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
@@ -179,26 +164,6 @@ func (s *server) close() error {
 	return errors.Join(errs...)
 }
 
-// A liveStatus is what a server says of itself on its socket.
-type liveStatus struct {
-	Fetched   int64         `json:"fetched"`
-	Requests  int64         `json:"requests"`
-	Total     int64         `json:"total"`
-	Open      int           `json:"open"`
-	LayerInfo []layerStatus `json:"layer_status"`
-}
-
-type layerStatus struct {
-	Digest   string `json:"digest"`
-	Lazy     bool   `json:"lazy"`
-	Index    string `json:"index"`
-	Why      string `json:"why,omitempty"`
-	Fetched  int64  `json:"fetched"`
-	Requests int64  `json:"requests"`
-	Total    int64  `json:"total"`
-	Complete bool   `json:"complete"`
-}
-
 // listen answers on the control socket: whoever connects is told the status.
 func (s *server) listen() (net.Listener, error) {
 	path, done, err := controlPath(s.held.dir)
@@ -228,19 +193,6 @@ func (s *server) answer(c net.Conn) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 	_ = json.NewEncoder(c).Encode(s.status())
-}
-
-func (s *server) status() liveStatus {
-	requests, bytes := s.im.fetched()
-	st := liveStatus{Fetched: bytes, Requests: requests, Total: s.im.size(), Open: s.fuse.OpenFiles()}
-	for _, l := range s.im.layers {
-		n := l.Status()
-		st.LayerInfo = append(st.LayerInfo, layerStatus{
-			Digest: string(l.Digest()), Lazy: n.Lazy, Index: n.Index, Why: n.Why,
-			Fetched: n.Fetched, Requests: n.Requests, Total: n.Total, Complete: n.Complete,
-		})
-	}
-	return st
 }
 
 // askStatus asks a live server.

@@ -26,7 +26,7 @@ var pullCommand = command{
 				return err
 			}
 			return e.withImage(ctx, args[0], func(im *image) error {
-				if err := im.fetchAll(ctx); err != nil {
+				if err := im.fetchAll(ctx, runtime.GOMAXPROCS(0)*2); err != nil {
 					return err
 				}
 				_, err := fmt.Fprintln(e.stdout, im.Name)
@@ -36,10 +36,10 @@ var pullCommand = command{
 	},
 }
 
-// fetchAll reads every file of every layer, hidden ones too, so that all of it is in the cache.
-func (im *image) fetchAll(ctx context.Context) error {
+// fetchAll reads every file of every layer, hidden ones too, so that all of it is in the cache: some layers at a time.
+func (im *image) fetchAll(ctx context.Context, atOnce int) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0) * 2)
+	g.SetLimit(atOnce)
 	for _, l := range im.layers {
 		if !l.Status().Complete {
 			g.Go(func() error { return l.Fetch(ctx) })
@@ -53,10 +53,11 @@ var cacheCommand = command{
 	long: `
 du          how much the layers take in all (the default)
 ls          each layer: size, on disk, whole or in part, in use, last used
-rm IMAGE…   remove the layers of images; sha256:… removes one layer
-gc          remove what was not used for longest until --cache-size is met (without it: all that is not in use)
+rm IMAGE…   remove the layers and the access profiles of images; sha256:… removes one layer
+gc          remove content that was not used for longest until --cache-size is met (without it: all that is not in use)
 
-What a mount uses is never removed.`,
+What a mount uses is never removed. gc keeps the indexes of layers, which are small and
+spare the next mount from reading a layer to the end, and the access profiles.`,
 	setup: func(flags *pflag.FlagSet) runFunc {
 		asJSON := flags.Bool("json", false, "one JSON document")
 		bytes := flags.Bool("bytes", false, "exact sizes")
@@ -166,6 +167,7 @@ func (e *env) cacheRemove(ctx context.Context, s *cache.Store, refs []string) er
 				errs = append(errs, fmt.Errorf("remove %s: %w", d, err))
 			}
 		}
+		errs = append(errs, dropProfile(s, digests))
 	}
 	return errors.Join(errs...)
 }

@@ -50,7 +50,10 @@ func IndexKind(d ocispec.Descriptor) (index string, lazy bool) {
 }
 
 // A Range is N bytes at Off.
-type Range struct{ Off, N int64 }
+type Range struct {
+	Off int64 `json:"offset"`
+	N   int64 `json:"length"`
+}
 
 // Part is some bytes of a regular file of a layer. No ranges are the whole file.
 type Part struct {
