@@ -182,6 +182,9 @@ func TestProfileModes(t *testing.T) {
 		if ahead := n > 5<<20; ahead != (flags[len(flags)-1] == "auto") {
 			t.Errorf("%s: %d bytes were fetched ahead", flags, n)
 		}
+		if log := h.serverLog(); flags[0] == "--offline" && strings.Contains(log, "prefetch;") {
+			t.Errorf("%s: a prefetch was tried:\n%s", flags, log)
+		}
 		h.run("umount", dir)
 	}
 	if r := h.try("mount", "--prefetch", "some", ref, t.TempDir()); r.code != 2 || !strings.Contains(r.stderr, "none, auto or all") {
@@ -193,6 +196,20 @@ func TestProfileModes(t *testing.T) {
 	if c := h.status().Layers[0].Cached; c > 3<<20 {
 		t.Errorf("the mount came when %d bytes had been prefetched", c)
 	}
+}
+
+// serverLog is what the servers of this host have logged.
+func (h *host) serverLog() string {
+	h.t.Helper()
+	var all string
+	list, err := filepath.Glob(h.root + "/log/*.log")
+	if err != nil || len(list) == 0 {
+		h.t.Errorf("logs: %v, %v", list, err)
+	}
+	for _, path := range list {
+		all += readFile(h.t, path)
+	}
+	return all
 }
 
 type cachedLayer struct {
