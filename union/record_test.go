@@ -53,6 +53,12 @@ func (s *start) read(path string, off, n int64) {
 	must(s.t, err)
 }
 
+// saves is how often the recorder has saved by now.
+func (s *start) saves() int {
+	synctest.Wait()
+	return len(s.saved)
+}
+
 // manyFiles is a tree of n files f000… and the large file big.
 func manyFiles(t *testing.T, n int) *union.Tree {
 	var b strings.Builder
@@ -134,19 +140,19 @@ func TestRecorderSaves(t *testing.T) {
 	record(t, tree, "", func(s *start) {
 		s.read("d/f000", 0, 1)
 		time.Sleep(1100 * time.Millisecond)
-		if len(s.saved) != 1 {
-			t.Errorf("%d saves after 1.1 s", len(s.saved))
+		if n := s.saves(); n != 1 {
+			t.Errorf("%d saves after 1.1 s", n)
 		}
 		time.Sleep(10 * time.Second)
 		s.read("d/f000", 0, 1)
-		if len(s.saved) != 1 {
-			t.Errorf("%d saves when nothing was new", len(s.saved))
+		if n := s.saves(); n != 1 {
+			t.Errorf("%d saves when nothing was new", n)
 		}
 		for i := range 60 {
 			s.read(fmt.Sprintf("d/f%03d", i+1), 0, 1)
 			time.Sleep(time.Second)
 		}
-		if n := len(s.saved); n < 3 || n > 7 {
+		if n := s.saves(); n < 3 || n > 7 {
 			t.Errorf("%d saves in a minute", n)
 		}
 	})
