@@ -55,7 +55,10 @@ func newHost(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	h := &host{t: t, root: t.TempDir()}
-	t.Cleanup(func() { h.try("umount", "-l", "-a") })
+	t.Cleanup(func() {
+		h.try("umount", "-a") // waits for the servers, which write to root up to their end
+		h.try("umount", "-l", "-a")
+	})
 	return h
 }
 
