@@ -3,6 +3,7 @@ package union_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -48,6 +49,12 @@ func (r *countedBlobBody) Close() error {
 // lazyTree is a tree of eStargz layers whose blobs count.
 func lazyTree(t *testing.T, texts ...string) (*union.Tree, []*countedBlob) {
 	t.Helper()
+	layers, blobs := lazyLayers(t, texts...)
+	return merge(t, layers), blobs
+}
+
+func lazyLayers(t *testing.T, texts ...string) ([]*layer.Layer, []*countedBlob) {
+	t.Helper()
 	s := openStore(t)
 	var layers []*layer.Layer
 	var blobs []*countedBlob
@@ -61,7 +68,7 @@ func lazyTree(t *testing.T, texts ...string) (*union.Tree, []*countedBlob) {
 		t.Cleanup(func() { check(t, l.Close()) })
 		layers, blobs = append(layers, l), append(blobs, b)
 	}
-	return merge(t, layers), blobs
+	return layers, blobs
 }
 
 func (b *countedBlob) reset() {
@@ -157,5 +164,38 @@ func TestPrefetchOrder(t *testing.T) {
 	cancel()
 	if err := tree.Prefetch(ended, union.Profile{Files: []union.ProfileFile{{Path: "b"}}}); err == nil {
 		t.Error("no error after the end of ctx")
+	}
+}
+
+// TestFetchHoles: what is left of a layer comes by one request after the other, and once.
+func TestFetchHoles(t *testing.T) {
+	var text strings.Builder
+	var p union.Profile
+	for i := range 60 {
+		fmt.Fprintf(&text, "random f%02d %dKiB\n", i, 300+i)
+		if i%2 == 0 {
+			p.Files = append(p.Files, union.ProfileFile{Path: fmt.Sprintf("f%02d", i)})
+		}
+	}
+	layers, blobs := lazyLayers(t, text.String()+"random end 2MiB\n")
+	must(t, merge(t, layers).Prefetch(ctx, p))
+	b := blobs[0]
+	b.reset()
+	b.most = 0
+	have, total := layers[0].Present()
+	if have == total {
+		t.Fatal("no hole is left")
+	}
+	must(t, layers[0].Fetch(ctx))
+	if have, total = layers[0].Present(); have != total || b.most != 1 {
+		t.Errorf("%d of %d bytes are there, %d requests at a time", have, total, b.most)
+	}
+	if n, bytes := b.sum(); n > 31 || bytes > int64(len(b.blob)) {
+		t.Errorf("%d requests, %d bytes of a blob of %d", n, bytes, len(b.blob))
+	}
+	b.reset()
+	must(t, layers[0].Fetch(ctx))
+	if n, _ := b.sum(); n > 0 {
+		t.Errorf("%d requests when nothing was missing", n)
 	}
 }

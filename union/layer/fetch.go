@@ -15,18 +15,36 @@ const fetchStep = 16 << 20
 
 // Fetch brings everything that is missing into the cache, so that the layer can
 // be read without its source. It is safe beside reads, and goes on where an
-// earlier one was interrupted.
+// earlier one was interrupted. It reads the blob from its first byte to its last, one
+// request after the other, as a sequential reader would: holes that lie close
+// together come with one request.
 func (l *Layer) Fetch(ctx context.Context) error {
 	if l.lazy == nil {
 		return nil
 	}
-	size := l.pack.Size()
-	for off := int64(0); off < size; off += fetchStep {
-		if err := l.pack.Ensure(ctx, off, min(fetchStep, size-off), l.lazy.fill); err != nil {
-			return fmt.Errorf("fetch layer %s: %w", l.digest, err)
+	for run, ok := l.hole(0); ok; run, ok = l.hole(run.Off + run.N) {
+		if err := l.FetchRun(ctx, run); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// hole is the first run of missing units at off, the beginning of one, or behind it, up to fetchStep.
+func (l *Layer) hole(off int64) (run Range, ok bool) {
+	for off < l.pack.Size() && run.N < fetchStep {
+		start, end := l.pack.Unit(off)
+		switch missing := !l.pack.Has(start, end-start); {
+		case missing && !ok:
+			run, ok = Range{start, end - start}, true
+		case missing:
+			run.N = end - run.Off
+		case ok:
+			return run, true
+		}
+		off = end
+	}
+	return run, ok
 }
 
 // Cached tells whether all of a regular file is in the cache.
