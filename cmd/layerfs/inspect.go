@@ -16,7 +16,8 @@ import (
 var inspectCommand = command{
 	name: "inspect", args: "IMAGE", short: "Show the manifest, the config and the layers of an image",
 	long: `
-No layer is fetched. With --profile it prints the paths of the files that earlier
+No layer is fetched. INDEX and LAZY are what a mount would find now: a layer without an
+index is read whole by its first mount, which makes one. With --profile it prints the paths of the files that earlier
 mounts of the image read when it started, one a line, in order: what "mount
 --prefetch auto" fetches.`,
 	setup: func(flags *pflag.FlagSet) runFunc {
@@ -67,7 +68,7 @@ func (im *image) inspection() inspection {
 	out := inspection{Name: im.Name, Manifest: im.Desc, Raw: im.RawManifest, Config: im.RawConfig, Layers: []inspectedLayer{}}
 	steps := im.steps()
 	for i, d := range im.Manifest.Layers {
-		index, lazy := layer.IndexKind(d)
+		index, lazy := layer.IndexKind(d, im.store)
 		out.Layers = append(out.Layers, inspectedLayer{
 			Layer: i + 1, MediaType: d.MediaType, Digest: string(d.Digest), DiffID: string(im.diffID(i)), Size: d.Size, Index: index, Lazy: lazy, Step: steps[i],
 		})

@@ -26,9 +26,10 @@ type layerStatus struct {
 	Lazy      bool   `json:"lazy"`          // content is fetched when it is read
 	Why       string `json:"why,omitempty"` // when not lazy: why
 	Index     string `json:"index"`         // where the tree came from: see layer.Status
-	// Verified is what the content is held against: "blob": the digest of the blob and
-	// that of its tar, before anything of it was used; "chunks": each chunk by itself when it is fetched,
-	// against digests that the manifest vouches for.
+	// Verified is what the content is held against. "blob": the digest of the blob and that
+	// of its tar, before anything of it was used; what is fetched again later, against
+	// digests made then. "chunks": each chunk by itself when it is fetched, against digests
+	// that the manifest vouches for.
 	Verified string `json:"verified"`
 	Size     int64  `json:"total"`    // bytes of the blob
 	Fetched  int64  `json:"fetched"`  // of them, by this server
@@ -45,8 +46,11 @@ func statusOf(l *layer.Layer, d ocispec.Descriptor) layerStatus {
 		Size: n.Total, Fetched: n.Fetched, Requests: n.Requests, Complete: n.Complete,
 	}
 	s.Cached, s.Content = l.Present()
+	if n.Index == "tar" {
+		s.Verified = "blob"
+	}
 	if !n.Lazy {
-		s.Verified, s.Why = "blob", cmp.Or(n.Why, "all of it was in the cache, read whole by an earlier mount")
+		s.Why = cmp.Or(n.Why, "read whole by an earlier mount")
 	}
 	return s
 }

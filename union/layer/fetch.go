@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/layerfs/layerfs/cache"
 )
 
 // fetchStep is how much Fetch asks for at a time: enough for requests of full
@@ -57,14 +59,19 @@ func (l *Layer) Cached(id ID) bool {
 	return !l.closed.Load()
 }
 
-// IndexKind tells, from the descriptor alone, where Open will take a layer's
-// tree from ("toc": an eStargz table of contents, "tar": the whole archive),
-// and whether its content is then fetched only when it is read.
-func IndexKind(d ocispec.Descriptor) (index string, lazy bool) {
+// IndexKind tells, without opening a layer, where Open would take its tree from by now
+// ("toc": an eStargz table of contents, "tar": the archive, which is read whole the
+// first time), and whether its content would then be fetched only when it is read.
+func IndexKind(d ocispec.Descriptor, s *cache.Store) (index string, lazy bool) {
 	if d.Annotations[tocDigestAnnotation] != "" {
 		return "toc", true
 	}
-	return "tar", false
+	b, err := s.Index(d.Digest)
+	if err != nil {
+		return "tar", false
+	}
+	x, err := decodeIndex(b)
+	return "tar", err == nil && x.blob == d.Digest && len(x.sections) > 0
 }
 
 // A Range is N bytes at Off.

@@ -115,11 +115,15 @@ func TestLazySmall(t *testing.T) {
 func TestFetch(t *testing.T) {
 	for _, format := range []string{"estargz", "gzip"} {
 		b, desc, _ := layertest.Blob(lazyText, format, estargztest.Encode)
-		if index, lazy := layer.IndexKind(desc); lazy != (format == "estargz") || lazy != (index == "toc") {
+		s := newStore(t)
+		if index, lazy := layer.IndexKind(desc, s); lazy != (format == "estargz") || lazy != (index == "toc") {
 			t.Errorf("%s: index %s, lazy %v", format, index, lazy)
 		}
 		r := &blob{b: b}
-		l := mustOpen(t, desc, r, newStore(t))
+		l := mustOpen(t, desc, r, s)
+		if _, lazy := layer.IndexKind(desc, s); !lazy {
+			t.Errorf("%s: not lazy after it was opened", format)
+		}
 		if err := l.Fetch(t.Context()); err != nil {
 			t.Fatal(err)
 		}
