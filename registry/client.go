@@ -84,7 +84,9 @@ func (c *client) release() { <-c.lock }
 // connect asks the registry for its scheme and its way of authentication, once.
 // Hosts that do not answer are not asked twice: the user waits for a name he
 // may have mistyped.
-func (c *client) connect(ctx context.Context) error {
+func (c *client) connect(ctx context.Context) error { return c.connectVia(ctx, c.http) }
+
+func (c *client) connectVia(ctx context.Context, rt http.RoundTripper) error {
 	if err := c.acquire(ctx); err != nil {
 		return err
 	}
@@ -95,7 +97,7 @@ func (c *client) connect(ctx context.Context) error {
 	return c.backoff.retry(ctx, c.log, func() error {
 		pingCtx, cancel := context.WithTimeout(ctx, headerTimeout)
 		defer cancel()
-		ch, err := transport.Ping(pingCtx, c.reg, c.http)
+		ch, err := transport.Ping(pingCtx, c.reg, rt)
 		if err != nil {
 			return permanentUnlessStatus(c.explain(err))
 		}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -89,12 +90,40 @@ func (s *remote) manifest(ctx context.Context, d ocispec.Descriptor) (io.ReadClo
 
 // getManifest requests one manifest.
 func (s *remote) getManifest(ctx context.Context, name string) (*body, error) {
-	if err := s.cl.connect(ctx); err != nil {
+	path, h := s.ref.Repo+"/manifests/"+name, http.Header{"Accept": {acceptManifests}}
+	if b, err := s.meet(ctx, path, h); b != nil || err != nil {
+		return b, err
+	}
+	b, _, err := s.open(ctx, s.cl.endpoint(path, nil), h, new(counter))
+	return b, err
+}
+
+// meet is connect with a request that is wanted anyhow in place of the question. It
+// returns nil when the registry was known, or gave no answer that is of use beyond that.
+func (s *remote) meet(ctx context.Context, path string, h http.Header) (*body, error) {
+	cfg, err := s.cl.creds.get()
+	if err != nil {
 		return nil, err
 	}
-	u := s.cl.endpoint(s.ref.Repo+"/manifests/"+name, nil)
-	b, _, err := s.open(ctx, u, http.Header{"Accept": {acceptManifests}}, new(counter))
-	return b, err
+	if cfg != (authn.AuthConfig{}) {
+		// Some registries show strangers a 404 where they would ask friends for a name.
+		return nil, s.cl.connect(ctx)
+	}
+	own, w := newWatch(ctx, headerTimeout)
+	first := &firstRequest{inner: s.cl.http, ctx: own, path: "/v2/" + path, header: h, answers: map[string]*http.Response{}}
+	err = s.cl.connectVia(ctx, first)
+	scheme := ""
+	if err == nil {
+		scheme = s.cl.endpoint("", nil).Scheme
+	}
+	resp := first.answer(scheme)
+	if err != nil || resp == nil {
+		w.stop()
+		return nil, err
+	}
+	w.limit = stallTimeout
+	w.idle()
+	return newBody(resp, w, new(counter)), nil
 }
 
 // open requests u and returns its content, watched, and where it was found.
