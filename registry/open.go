@@ -18,6 +18,7 @@ type Options struct {
 	PlainHTTP             bool // http is tried for every host, not only for loopback
 	InsecureSkipTLSVerify bool
 	Offline               bool   // nothing but Records and local files is used
+	DeferConfig           bool   // the config is read by LoadConfig, unless Platform must be checked against it
 	AuthFile              string // in place of the usual places for credentials
 
 	Records   Records           // nil: none; then Offline finds nothing in a registry
@@ -55,8 +56,12 @@ type Image struct {
 	Config      ocispec.Image
 	RawConfig   []byte
 
-	ref   Ref
-	src   source
+	ref         Ref
+	src         source
+	want        Platform
+	deferConfig bool
+	configMu    sync.Mutex // held while the config is read
+
 	mu    sync.Mutex
 	blobs map[string]*Blob // by digest; protected by mu
 }
@@ -85,7 +90,7 @@ func open(ctx context.Context, ref string, o Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	im := &Image{Ref: ref, ref: r, src: src, blobs: map[string]*Blob{}}
+	im := &Image{Ref: ref, ref: r, src: src, deferConfig: o.DeferConfig, blobs: map[string]*Blob{}}
 	if err := im.load(ctx, want); err != nil {
 		_ = src.close()
 		return nil, err
@@ -111,7 +116,11 @@ func (im *Image) load(ctx context.Context, want Platform) error {
 	if err := checkManifest(im.Manifest); err != nil {
 		return err
 	}
-	return im.loadConfig(ctx, want)
+	im.want = want
+	if im.deferConfig && !want.asked {
+		return nil
+	}
+	return im.LoadConfig(ctx)
 }
 
 // maxIndexDepth bounds indexes in indexes: real ones have one level, two where
@@ -156,16 +165,26 @@ func (im *Image) choose(ctx context.Context, want Platform, list []ocispec.Descr
 	}
 }
 
-func (im *Image) loadConfig(ctx context.Context, want Platform) error {
+// LoadConfig reads the config, if that was deferred. Config and RawConfig are there when it
+// returns nil; who calls it while others do waits for them.
+func (im *Image) LoadConfig(ctx context.Context) error {
+	im.configMu.Lock()
+	defer im.configMu.Unlock()
+	if im.RawConfig != nil {
+		return nil
+	}
 	raw, err := fetchSmall(ctx, im.src, im.Manifest.Config, maxConfig, false)
 	if err != nil {
 		return err
 	}
-	im.RawConfig = raw
 	if err := json.Unmarshal(raw, &im.Config); err != nil {
 		return faultf(ErrIntegrity, "config %s: %w", im.Manifest.Config.Digest, err)
 	}
-	return want.check(im.Config.Platform)
+	if err := im.want.check(im.Config.Platform); err != nil {
+		return err
+	}
+	im.RawConfig = raw
+	return nil
 }
 
 // Blob returns the blob that d describes: one of the manifest's layers, or

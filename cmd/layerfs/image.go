@@ -29,11 +29,19 @@ type image struct {
 
 // openManifest opens an image without its layers.
 func (e *env) openManifest(ctx context.Context, ref string) (*image, error) {
+	return e.openDeferred(ctx, ref, false)
+}
+
+// openDeferred is openManifest; with deferConfig the config is read when a layer needs it: a
+// mount of layers with indexes never does, and is there a round trip earlier.
+func (e *env) openDeferred(ctx context.Context, ref string, deferConfig bool) (*image, error) {
 	store, err := e.openStore()
 	if err != nil {
 		return nil, err
 	}
-	im, err := registry.Open(ctx, ref, e.registryOptions(store))
+	o := e.registryOptions(store)
+	o.DeferConfig = deferConfig
+	im, err := registry.Open(ctx, ref, o)
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
@@ -89,7 +97,7 @@ func (im *image) openLayers(ctx context.Context, e *env, want span, progress lay
 	for i := len(descs) - 1; i >= 0; i-- {
 		im.blobs[i] = im.Blob(descs[i])
 		g.Go(func() (err error) {
-			o := layer.Options{DiffID: im.diffID(want.from - 1 + i), Logger: e.log}
+			o := layer.Options{FindDiffID: im.findDiffID(want.from - 1 + i), Logger: e.log}
 			if progress != nil {
 				o.Progress = func(p layer.Progress) { progress(i, len(descs), descs[i], p) }
 			}
@@ -113,6 +121,16 @@ func (im *image) diffID(i int) digest.Digest {
 		return ids[i]
 	}
 	return ""
+}
+
+// findDiffID is diffID for an image whose config may not have been read yet.
+func (im *image) findDiffID(i int) func(context.Context) (digest.Digest, error) {
+	return func(ctx context.Context) (digest.Digest, error) {
+		if err := im.LoadConfig(ctx); err != nil {
+			return "", err
+		}
+		return im.diffID(i), nil
+	}
 }
 
 // size is the size of all layers' blobs.

@@ -84,7 +84,7 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 }
 
 func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
-	if s.im, err = s.e.openManifest(ctx, s.plan.image); err != nil {
+	if s.im, err = s.e.openDeferred(ctx, s.plan.image, true); err != nil {
 		return err
 	}
 	if err := s.im.openLayers(ctx, s.e, s.plan.span, ev.layer); err != nil {

@@ -69,9 +69,12 @@ type Defect struct {
 
 // Options of Open. The zero value is usable.
 type Options struct {
-	DiffID   digest.Digest  // of the uncompressed tar, as the image's config has it; "" is not checked
-	Logger   *slog.Logger   // nil discards
-	Progress func(Progress) // called from one goroutine at a time, often; nil for none
+	DiffID digest.Digest // of the uncompressed tar, as the image's config has it; "" is not checked
+	// FindDiffID is asked for DiffID, if that is "", once a tar is read to be compared: a
+	// layer with an index never asks. nil: nobody knows.
+	FindDiffID func(ctx context.Context) (digest.Digest, error)
+	Logger     *slog.Logger   // nil discards
+	Progress   func(Progress) // called from one goroutine at a time, often; nil for none
 }
 
 // Progress is where the opening of a layer stands.

@@ -32,8 +32,9 @@ type putUnit = func(unit int, b []byte) error
 // Sizes of requests, in bytes of the blob.
 const (
 	// minRequest is what a read fetches at least: files of one directory are side by
-	// side, and are read one after the other.
-	minRequest = 128 << 10
+	// side, and are read one after the other. A link of 100 Mbit/s carries eight times as much
+	// in a round trip of 20 ms; of what a first guess brings most is never read.
+	minRequest = 30 << 10
 	// maxRequest is what sequential reads grow to.
 	maxRequest = 8 << 20
 	// maxGap of bytes that are there already is fetched again to save a request.

@@ -76,10 +76,8 @@ func (op *opening) check() error {
 	if err := op.desc.Digest.Validate(); err != nil {
 		return fmt.Errorf("%w: digest: %w", ErrFormat, err)
 	}
-	if op.o.DiffID != "" {
-		if err := op.o.DiffID.Validate(); err != nil {
-			return fmt.Errorf("%w: diff ID: %w", ErrFormat, err)
-		}
+	if err := op.checkDiffIDForm(); err != nil {
+		return err
 	}
 	if op.desc.Size < 0 {
 		return fmt.Errorf("%w: size %d", ErrFormat, op.desc.Size)
@@ -92,8 +90,29 @@ func (op *opening) check() error {
 	return nil
 }
 
+func (op *opening) checkDiffIDForm() error {
+	if op.o.DiffID == "" {
+		return nil
+	}
+	if err := op.o.DiffID.Validate(); err != nil {
+		return fmt.Errorf("%w: diff ID: %w", ErrFormat, err)
+	}
+	return nil
+}
+
+// findDiffID is called before a tar is compared with it.
+func (op *opening) findDiffID(ctx context.Context) (err error) {
+	if op.o.DiffID != "" || op.o.FindDiffID == nil {
+		return nil
+	}
+	if op.o.DiffID, err = op.o.FindDiffID(ctx); err != nil {
+		return err
+	}
+	return op.checkDiffIDForm()
+}
+
 // cached opens the layer from the cache, or returns nil.
-func (op *opening) cached(context.Context) (*Layer, error) {
+func (op *opening) cached(ctx context.Context) (*Layer, error) {
 	b, err := op.store.Index(op.desc.Digest)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -111,7 +130,7 @@ func (op *opening) cached(context.Context) (*Layer, error) {
 	}
 	var l *Layer
 	if x.toc == "" {
-		l, err = op.cachedTar(x)
+		l, err = op.cachedTar(ctx, x)
 	} else {
 		l, err = op.cachedTOC(x)
 	}
@@ -123,7 +142,10 @@ func (op *opening) cached(context.Context) (*Layer, error) {
 
 // cachedTar opens a layer that was read whole once. What of it has left the cache since
 // is fetched again by sections.
-func (op *opening) cachedTar(x *index) (*Layer, error) {
+func (op *opening) cachedTar(ctx context.Context, x *index) (*Layer, error) {
+	if err := op.findDiffID(ctx); err != nil {
+		return nil, err
+	}
 	pack, z, err := op.openPack(x)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -168,6 +190,9 @@ func (op *opening) layer(t *tree, pack *cache.Pack, z *lazy) *Layer {
 
 // whole reads the blob from its first byte to its last.
 func (op *opening) whole(ctx context.Context) (*Layer, error) {
+	if err := op.findDiffID(ctx); err != nil {
+		return nil, err
+	}
 	w, err := op.store.Create(op.desc.Digest)
 	if err != nil {
 		return nil, err
