@@ -38,9 +38,9 @@ func (s *section) start() int64 {
 
 const (
 	// sectionSize is the least that comes out of a section but the last: what a random read
-	// costs. The windows of half of it would take twice as much, and the index is to be less
-	// than 1/100 of the blob.
-	sectionSize = 3 << 19
+	// costs. The windows of half of it would take twice as much; thinned, those of this size
+	// and the tree are 0.6 to 0.95 % of Debian's layers.
+	sectionSize = 1 << 20
 	// maxSection is the longest section that is of use: it is held in memory while its
 	// digest is computed. A blob with a longer one is read whole again when its pack is gone.
 	maxSection = 64 << 20

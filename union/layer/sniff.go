@@ -99,7 +99,7 @@ type tarCutter struct {
 }
 
 func (c *tarCutter) Read(p []byte) (int, error) {
-	const size = sectionSize / 2 // nothing but hashing is to be done
+	const size = sectionSize
 	if c.at > 0 && c.at%size == 0 && len(p) > 0 {
 		// Only when there is more: a section is never empty.
 		n, err := c.r.Read(p[:min(len(p), size)])
