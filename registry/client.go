@@ -149,11 +149,15 @@ func (c *client) do(req *http.Request, scopes ...string) (*http.Response, error)
 			out.Header.Set("Authorization", auth)
 		}
 		resp, err := c.http.RoundTrip(out)
-		if err != nil || resp.StatusCode != http.StatusUnauthorized || try > 0 || !rewind(req) {
+		if err != nil || resp.StatusCode != http.StatusUnauthorized || try > 0 {
 			return resp, err
 		}
+		err = c.forget(req.Context(), auth, scopes)
+		if err == nil && !rewind(req) {
+			return resp, nil // whoever sends it again gets a new token
+		}
 		discard(resp)
-		if err := c.forget(req.Context(), auth, scopes); err != nil {
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -230,37 +230,3 @@ func (c *checkedWriter) check(d ocispec.Descriptor, diffID digest.Digest) error 
 	}
 	return nil
 }
-
-// copyBlob streams a blob of base to w, and fails when it is not what its digest says.
-func copyBlob(ctx context.Context, w io.Writer, base *Image, d ocispec.Descriptor, progress func(Progress)) error {
-	rc, err := base.Blob(d).ReadRange(ctx, 0, d.Size)
-	if err != nil {
-		return err
-	}
-	defer rc.Close()
-	v := d.Digest.Verifier()
-	moved := &movedWriter{w: io.MultiWriter(w, v), d: d, report: progress}
-	if _, err := io.CopyBuffer(struct{ io.Writer }{moved}, rc, make([]byte, 256<<10)); err != nil {
-		return err
-	}
-	if !v.Verified() {
-		return faultf(ErrIntegrity, "layer %s of the base image has other bytes than its digest says", d.Digest)
-	}
-	progress(Progress{Blob: d.Digest, State: "done", Done: d.Size, Total: d.Size})
-	return nil
-}
-
-// A movedWriter reports what goes through it.
-type movedWriter struct {
-	w      io.Writer
-	d      ocispec.Descriptor
-	n      int64
-	report func(Progress)
-}
-
-func (m *movedWriter) Write(b []byte) (int, error) {
-	n, err := m.w.Write(b)
-	m.n += int64(n)
-	m.report(Progress{Blob: m.d.Digest, State: "uploading", Done: m.n, Total: m.d.Size})
-	return n, err
-}

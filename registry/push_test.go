@@ -345,7 +345,7 @@ func TestPushErrors(t *testing.T) {
 	for code, is := range map[int]error{401: ErrUnauthorized, 403: ErrUnauthorized, 413: nil} {
 		s.Heal()
 		s.Use(registrytest.On(func(r *http.Request) bool { return r.Method == "PATCH" }, registrytest.Status(code, -1)))
-		_, _, err := Push(t.Context(), base, s.Host()+"/app:9", pushOptions(t, noise(3_000_000)))
+		_, _, err := Push(t.Context(), base, s.Host()+"/app:9", pushOptions(t, noise(chunkSize+1)))
 		if err == nil || is != nil && !errors.Is(err, is) || !strings.Contains(err.Error(), "injected") {
 			t.Errorf("%d in mid-upload: %v", code, err)
 		}

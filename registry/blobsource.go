@@ -1,0 +1,190 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// A blobSource is a blob of an image on its way to a sink. Every byte is hashed
+// once, however often a part of the blob is sent, and the last one is not let
+// through when the blob is not what its digest says.
+type blobSource struct {
+	base   *Image
+	d      ocispec.Descriptor
+	report func(Progress)
+
+	mu     sync.Mutex // a request that was given up may still read when the next one does
+	sum    digest.Verifier
+	hashed int64 // bytes in sum
+	err    error // why the blob cannot be read
+}
+
+func newBlobSource(base *Image, d ocispec.Descriptor, report func(Progress)) *blobSource {
+	return &blobSource{base: base, d: d, report: report, sum: d.Digest.Verifier()}
+}
+
+// from is the body of a request that begins at off.
+func (src *blobSource) from(off int64) requestBody {
+	return requestBody{size: src.d.Size - off, open: func(ctx context.Context) (io.ReadCloser, error) {
+		rc, err := src.base.Blob(src.d).ReadRange(ctx, off, src.d.Size-off)
+		if err != nil {
+			return nil, src.failed(ctx.Err(), err)
+		}
+		return &blobPart{ReadCloser: rc, src: src, off: off, left: ctx.Err}, nil
+	}}
+}
+
+// failed keeps an error of reading, unless it only says that the request is over.
+func (src *blobSource) failed(over, err error) error {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	if over == nil && src.err == nil {
+		src.err = &permanent{err} // reading has had its tries
+	}
+	return err
+}
+
+// failure returns why the blob cannot be read, nil if it can.
+func (src *blobSource) failure() error {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	return src.err
+}
+
+// passed takes note of bytes that were read at off.
+func (src *blobSource) passed(b []byte, off int64) error {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	end := off + int64(len(b))
+	if off > src.hashed || end <= src.hashed {
+		return nil
+	}
+	_, _ = src.sum.Write(b[src.hashed-off:]) // a hash takes everything
+	src.hashed = end
+	if end == src.d.Size && !src.sum.Verified() {
+		src.err = &permanent{faultf(ErrIntegrity, "blob %s of the source has other bytes than its digest says", src.d.Digest)}
+		return src.err
+	}
+	return nil
+}
+
+// A blobPart reads a blob from somewhere to its end.
+type blobPart struct {
+	io.ReadCloser
+	src  *blobSource
+	off  int64
+	left func() error // why the request is over
+}
+
+func (p *blobPart) Read(b []byte) (int, error) {
+	n, err := p.ReadCloser.Read(b)
+	if err != nil && err != io.EOF {
+		return n, p.src.failed(p.left(), err)
+	}
+	if n > 0 {
+		if err := p.src.passed(b[:n], p.off); err != nil {
+			return 0, err
+		}
+		p.off += int64(n)
+		p.src.report(Progress{Blob: p.src.d.Digest, State: "uploading", Done: p.off, Total: p.src.d.Size})
+	}
+	return n, err
+}
+
+// copyBlob streams a blob of base to w, and fails when it is not what its digest says.
+func copyBlob(ctx context.Context, w io.Writer, base *Image, d ocispec.Descriptor, progress func(Progress)) error {
+	src := newBlobSource(base, d, progress)
+	r, err := src.from(0).open(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if d.Size == 0 && !src.sum.Verified() {
+		return faultf(ErrIntegrity, "blob %s is not empty", d.Digest)
+	}
+	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, make([]byte, 256<<10)); err != nil {
+		return err
+	}
+	progress(Progress{Blob: d.Digest, State: "done", Done: d.Size, Total: d.Size})
+	return nil
+}
+
+// A blobUpload sends a blob of base in one request, and after a cut what is missing.
+// A registry that does not go on where it was gets all of it again.
+type blobUpload struct {
+	*upload // its url is nil when there is none
+	src     *blobSource
+	begun   bool // a request was sent
+}
+
+// sendBlob uploads a blob of base; up may be nil.
+func (s *remoteSink) sendBlob(ctx context.Context, up *upload, base *Image, d ocispec.Descriptor, progress func(Progress)) error {
+	if up == nil {
+		up = &upload{s: s}
+	}
+	b := &blobUpload{upload: up, src: newBlobSource(base, d, progress)}
+	err := up.persist(ctx, func() error { return b.try(ctx) })
+	if err != nil {
+		b.drop(ctx)
+		return err
+	}
+	progress(Progress{Blob: d.Digest, State: "done", Done: d.Size, Total: d.Size})
+	return nil
+}
+
+func (b *blobUpload) try(ctx context.Context) error {
+	if b.begun {
+		if have, err := b.s.exists(ctx, b.src.d.Digest); have && err == nil {
+			return nil
+		}
+	}
+	if err := b.place(ctx); err != nil {
+		return err
+	}
+	b.begun = true
+	part := b.off > 0
+	err := b.close(ctx, b.src.d.Digest, b.src.from(b.off))
+	if failed := b.src.failure(); failed != nil {
+		return failed
+	}
+	var f *fault
+	if part && errors.As(err, &f) && f.status != 0 && !errors.Is(err, ErrUnauthorized) { // it may take the whole
+		b.drop(ctx)
+		return faultf(ErrUnreachable, "%s", f.text).because(err)
+	}
+	return err
+}
+
+// place finds out where to go on, or begins anew.
+func (b *blobUpload) place(ctx context.Context) error {
+	if b.begun && b.url != nil {
+		err := b.sync(ctx)
+		if err != nil && !errors.Is(err, errLost) {
+			return err
+		}
+		if err != nil || b.off > b.src.d.Size {
+			b.drop(ctx)
+		}
+	}
+	if b.url != nil {
+		return nil
+	}
+	fresh, err := b.s.begin(ctx)
+	if err == nil {
+		*b.upload = *fresh
+	}
+	return err
+}
+
+// drop gives up the upload, not the blob.
+func (b *blobUpload) drop(ctx context.Context) {
+	if b.url != nil {
+		b.cancel(ctx)
+		b.url, b.off = nil, 0
+	}
+}
