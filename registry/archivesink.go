@@ -28,7 +28,7 @@ type archiveSink struct {
 	done  bool
 }
 
-func newArchiveSink(r Ref, o PushOptions) (sink, error) {
+func newArchiveSink(r Ref, now time.Time) (sink, error) {
 	if r.Transport == transportDockerArchive && r.Tag != "" {
 		if _, err := parseName(r.Tag); err != nil {
 			return nil, err
@@ -38,7 +38,7 @@ func newArchiveSink(r Ref, o PushOptions) (sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &archiveSink{ref: r, f: f, mtime: pushTime(o), have: map[digest.Digest]bool{}}
+	s := &archiveSink{ref: r, f: f, mtime: now, have: map[digest.Digest]bool{}}
 	return s, s.file(ocispec.ImageLayoutFile, []byte(layoutVersion))
 }
 
@@ -131,6 +131,10 @@ func (s *archiveSink) put(ctx context.Context, d ocispec.Descriptor, b []byte) e
 		return d, err
 	})
 	return err
+}
+
+func (s *archiveSink) manifest(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
+	return s.put(ctx, d, raw)
 }
 
 // commit writes what names the image, and moves the archive to its place.

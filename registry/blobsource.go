@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"io"
 	"sync"
 
@@ -28,10 +27,10 @@ func newBlobSource(base *Image, d ocispec.Descriptor, report func(Progress)) *bl
 	return &blobSource{base: base, d: d, report: report, sum: d.Digest.Verifier()}
 }
 
-// from is the body of a request that begins at off.
-func (src *blobSource) from(off int64) requestBody {
-	return requestBody{size: src.d.Size - off, open: func(ctx context.Context) (io.ReadCloser, error) {
-		rc, err := src.base.Blob(src.d).ReadRange(ctx, off, src.d.Size-off)
+// part is n bytes from off, to be sent.
+func (src *blobSource) part(off, n int64) requestBody {
+	return requestBody{size: n, open: func(ctx context.Context) (io.ReadCloser, error) {
+		rc, err := src.base.Blob(src.d).ReadRange(ctx, off, n)
 		if err != nil {
 			return nil, src.failed(ctx.Err(), err)
 		}
@@ -73,7 +72,7 @@ func (src *blobSource) passed(b []byte, off int64) error {
 	return nil
 }
 
-// A blobPart reads a blob from somewhere to its end.
+// A blobPart reads a part of a blob.
 type blobPart struct {
 	io.ReadCloser
 	src  *blobSource
@@ -99,7 +98,7 @@ func (p *blobPart) Read(b []byte) (int, error) {
 // copyBlob streams a blob of base to w, and fails when it is not what its digest says.
 func copyBlob(ctx context.Context, w io.Writer, base *Image, d ocispec.Descriptor, progress func(Progress)) error {
 	src := newBlobSource(base, d, progress)
-	r, err := src.from(0).open(ctx)
+	r, err := src.part(0, d.Size).open(ctx)
 	if err != nil {
 		return err
 	}
@@ -112,79 +111,4 @@ func copyBlob(ctx context.Context, w io.Writer, base *Image, d ocispec.Descripto
 	}
 	progress(Progress{Blob: d.Digest, State: "done", Done: d.Size, Total: d.Size})
 	return nil
-}
-
-// A blobUpload sends a blob of base in one request, and after a cut what is missing.
-// A registry that does not go on where it was gets all of it again.
-type blobUpload struct {
-	*upload // its url is nil when there is none
-	src     *blobSource
-	begun   bool // a request was sent
-}
-
-// sendBlob uploads a blob of base; up may be nil.
-func (s *remoteSink) sendBlob(ctx context.Context, up *upload, base *Image, d ocispec.Descriptor, progress func(Progress)) error {
-	if up == nil {
-		up = &upload{s: s}
-	}
-	b := &blobUpload{upload: up, src: newBlobSource(base, d, progress)}
-	err := up.persist(ctx, func() error { return b.try(ctx) })
-	if err != nil {
-		b.drop(ctx)
-		return err
-	}
-	progress(Progress{Blob: d.Digest, State: "done", Done: d.Size, Total: d.Size})
-	return nil
-}
-
-func (b *blobUpload) try(ctx context.Context) error {
-	if b.begun {
-		if have, err := b.s.exists(ctx, b.src.d.Digest); have && err == nil {
-			return nil
-		}
-	}
-	if err := b.place(ctx); err != nil {
-		return err
-	}
-	b.begun = true
-	part := b.off > 0
-	err := b.close(ctx, b.src.d.Digest, b.src.from(b.off))
-	if failed := b.src.failure(); failed != nil {
-		return failed
-	}
-	var f *fault
-	if part && errors.As(err, &f) && f.status != 0 && !errors.Is(err, ErrUnauthorized) { // it may take the whole
-		b.drop(ctx)
-		return faultf(ErrUnreachable, "%s", f.text).because(err)
-	}
-	return err
-}
-
-// place finds out where to go on, or begins anew.
-func (b *blobUpload) place(ctx context.Context) error {
-	if b.begun && b.url != nil {
-		err := b.sync(ctx)
-		if err != nil && !errors.Is(err, errLost) {
-			return err
-		}
-		if err != nil || b.off > b.src.d.Size {
-			b.drop(ctx)
-		}
-	}
-	if b.url != nil {
-		return nil
-	}
-	fresh, err := b.s.begin(ctx)
-	if err == nil {
-		*b.upload = *fresh
-	}
-	return err
-}
-
-// drop gives up the upload, not the blob.
-func (b *blobUpload) drop(ctx context.Context) {
-	if b.url != nil {
-		b.cancel(ctx)
-		b.url, b.off = nil, 0
-	}
 }

@@ -166,8 +166,7 @@ func (s *remoteSink) sendAll(ctx context.Context, c *chunks) (*upload, error) {
 		case err == nil:
 			return up, nil
 		case !whole && chunkRefused(err) && c.rewind():
-			s.unchunked.Store(true)
-			s.cl.log.Debug("the registry takes no chunks", "registry", s.cl.host, "error", err)
+			s.noChunks(err)
 		case errors.Is(err, errLost) && c.rewind():
 			if err := s.cl.backoff.pause(ctx, s.cl.log, try, err); err != nil {
 				return nil, err
@@ -176,6 +175,11 @@ func (s *remoteSink) sendAll(ctx context.Context, c *chunks) (*upload, error) {
 			return nil, err
 		}
 	}
+}
+
+func (s *remoteSink) noChunks(err error) {
+	s.unchunked.Store(true)
+	s.cl.log.Debug("the registry takes no chunks", "registry", s.cl.host, "error", err)
 }
 
 func (s *remoteSink) sendOnce(ctx context.Context, c *chunks, whole bool) (*upload, error) {
@@ -202,7 +206,8 @@ func (up *upload) chunked(ctx context.Context, c *chunks) error {
 			return nil
 		}
 		if err == nil {
-			err = up.patch(ctx, b)
+			start := up.off
+			err = up.fill(ctx, start+int64(len(b)), func(off, n int64) requestBody { return bytesBody(b[off-start:][:n]) })
 		}
 		if err != nil {
 			return err
@@ -231,7 +236,7 @@ func chunkRefused(err error) bool {
 func (up *upload) stream(ctx context.Context, c *chunks) error {
 	r := &chunkReader{c: c}
 	body := requestBody{size: -1, once: true, open: func(context.Context) (io.ReadCloser, error) { return io.NopCloser(r), nil }}
-	resp, err := up.s.send(ctx, http.MethodPatch, up.url, http.Header{}, body, http.StatusAccepted, http.StatusNoContent, http.StatusCreated, http.StatusOK)
+	resp, err := up.s.send(ctx, http.MethodPatch, up.url, http.Header{}, body, patched...)
 	switch made := r.end(); {
 	case made != nil && made != io.EOF:
 		return made

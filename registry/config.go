@@ -16,8 +16,8 @@ func newConfig(base *Image, diffID digest.Digest, o PushOptions, now time.Time) 
 	if err != nil {
 		return nil, faultf(ErrIntegrity, "config of the base image: %w", err)
 	}
-	if n := len(base.Config.RootFS.DiffIDs); n != len(base.Manifest.Layers) {
-		return nil, faultf(ErrIntegrity, "the base image has %d layers but %d diff IDs", len(base.Manifest.Layers), n)
+	if err := checkDiffIDs(base); err != nil {
+		return nil, err
 	}
 	steps := []func(*rawObject) error{
 		func(c *rawObject) error { return setTimeAndAuthor(c, o, now) },
@@ -31,6 +31,13 @@ func newConfig(base *Image, diffID digest.Digest, o PushOptions, now time.Time) 
 		}
 	}
 	return c.bytes(), nil
+}
+
+func checkDiffIDs(base *Image) error {
+	if n := len(base.Config.RootFS.DiffIDs); n != len(base.Manifest.Layers) {
+		return faultf(ErrIntegrity, "the base image has %d layers but %d diff IDs", len(base.Manifest.Layers), n)
+	}
+	return nil
 }
 
 func setTimeAndAuthor(c *rawObject, o PushOptions, now time.Time) error {

@@ -122,6 +122,10 @@ func (s *layoutSink) put(ctx context.Context, d ocispec.Descriptor, b []byte) er
 	return err
 }
 
+func (s *layoutSink) manifest(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
+	return s.put(ctx, d, raw)
+}
+
 // commit adds the manifest to index.json, in place of what had its tag.
 func (s *layoutSink) commit(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
 	if err := s.put(ctx, d, raw); err != nil {

@@ -14,6 +14,9 @@ const (
 	annotationBaseDigest = "org.opencontainers.image.base.digest"
 )
 
+// sociAnnotations begin what SOCI says of a manifest and its layers.
+const sociAnnotations = "com.amazon.soci."
+
 // newManifest returns the manifest of an image that adds layer (nil: none) to
 // base, and its media type. The base's descriptors stay byte by byte what they
 // were, unless a docker manifest must become an OCI one for the new layer's sake.
@@ -123,7 +126,7 @@ func annotate(m *rawObject, base *Image, mediaType, created string) error {
 	if have == nil { // null
 		have = map[string]string{}
 	}
-	maps.DeleteFunc(have, func(k, _ string) bool { return strings.HasPrefix(k, "com.amazon.soci.") })
+	maps.DeleteFunc(have, func(k, _ string) bool { return strings.HasPrefix(k, sociAnnotations) })
 	if have[ocispec.AnnotationCreated] != "" {
 		have[ocispec.AnnotationCreated] = created
 	}

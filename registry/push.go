@@ -65,27 +65,33 @@ func Push(ctx context.Context, base *Image, dest string, o PushOptions) (ocispec
 
 func push(ctx context.Context, base *Image, dest string, o PushOptions) (ocispec.Descriptor, string, error) {
 	var none ocispec.Descriptor
-	r, err := parseRef(dest)
+	r, err := parseDest(dest)
 	if err != nil {
 		return none, "", err
-	}
-	if r.Digest != "" {
-		return none, "", faultf(ErrUsage, "a destination is named by a tag, not by a digest")
 	}
 	if err := applyChanges(&rawObject{values: map[string]json.RawMessage{}}, o.Changes); err != nil {
 		return none, "", err // before a byte is sent
 	}
-	s, err := newSink(ctx, r, o)
+	now := pushTime(o)
+	s, err := newSink(ctx, r, o.Options, now)
 	if err != nil {
 		return none, "", err
 	}
 	defer s.close()
-	p := &pushing{base: base, sink: s, o: o, now: pushTime(o)}
+	p := &pushing{mover: mover{base: base, sink: s, report: o.Progress}, o: o, now: now}
 	d, err := p.run(ctx)
 	if err != nil {
 		return none, "", err
 	}
 	return d, dest + "@" + d.Digest.String(), nil
+}
+
+func parseDest(dest string) (Ref, error) {
+	r, err := parseRef(dest)
+	if err == nil && r.Digest != "" {
+		err = faultf(ErrUsage, "a destination is named by a tag, not by a digest")
+	}
+	return r, err
 }
 
 func pushTime(o PushOptions) time.Time {
@@ -103,6 +109,8 @@ type sink interface {
 	copy(ctx context.Context, base *Image, d ocispec.Descriptor, progress func(Progress)) error
 	// put stores a small blob.
 	put(ctx context.Context, d ocispec.Descriptor, b []byte) error
+	// manifest stores a manifest that an index names.
+	manifest(ctx context.Context, d ocispec.Descriptor, raw []byte) error
 	// commit stores the manifest and moves the name to it.
 	commit(ctx context.Context, d ocispec.Descriptor, raw []byte) error
 	// close drops what was not committed.
@@ -113,33 +121,51 @@ type sink interface {
 
 type blobWriter func(ctx context.Context, w io.Writer) (ocispec.Descriptor, error)
 
-func newSink(ctx context.Context, r Ref, o PushOptions) (sink, error) {
+// newSink opens a destination; now is when the files in an archive were made.
+func newSink(ctx context.Context, r Ref, o Options, now time.Time) (sink, error) {
 	switch r.Transport {
 	case transportOCI:
 		return newLayoutSink(r)
 	case transportOCIArchive, transportDockerArchive:
-		return newArchiveSink(r, o)
+		return newArchiveSink(r, now)
 	}
-	return newRemoteSink(ctx, r, o.Options)
+	return newRemoteSink(ctx, r, o)
+}
+
+// A mover copies blobs of an image to a sink.
+type mover struct {
+	base   *Image
+	sink   sink
+	report func(Progress) // may be nil
+
+	mu sync.Mutex // lets one goroutine at a time call report
+}
+
+func (m *mover) progress(v Progress) {
+	if m.report == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.report(v)
+}
+
+// copy copies each blob once, in the group.
+func (m *mover) copy(ctx context.Context, g *errgroup.Group, blobs []ocispec.Descriptor, progress func(Progress)) {
+	seen := map[digest.Digest]bool{}
+	for _, d := range blobs {
+		if !seen[d.Digest] {
+			seen[d.Digest] = true
+			g.Go(func() error { return m.sink.copy(ctx, m.base, d, progress) })
+		}
+	}
 }
 
 // A pushing is one Push under way.
 type pushing struct {
-	base *Image
-	sink sink
-	o    PushOptions
-	now  time.Time
-
-	mu sync.Mutex // lets one goroutine at a time call o.Progress
-}
-
-func (p *pushing) progress(v Progress) {
-	if p.o.Progress == nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.o.Progress(v)
+	mover
+	o   PushOptions
+	now time.Time
 }
 
 // run moves blobs first, then the config, the manifest last.
@@ -171,27 +197,22 @@ func (p *pushing) blobs(ctx context.Context) (layer *ocispec.Descriptor, diffID 
 	g.SetLimit(p.sink.parallel())
 	if p.o.Layer != nil {
 		g.Go(func() error {
-			layer, diffID, err = p.newLayer(ctx)
+			d, id, err := p.create(ctx, p.o.Layer, "")
+			layer, diffID = &d, id
 			return err
 		})
 	}
-	seen := map[digest.Digest]bool{}
-	for _, d := range p.base.Manifest.Layers {
-		if seen[d.Digest] {
-			continue
-		}
-		seen[d.Digest] = true
-		g.Go(func() error { return p.sink.copy(ctx, p.base, d, p.progress) })
-	}
+	p.copy(ctx, g, p.base.Manifest.Layers, p.progress)
 	err = g.Wait()
 	return layer, diffID, err
 }
 
-func (p *pushing) newLayer(ctx context.Context) (*ocispec.Descriptor, digest.Digest, error) {
+// create writes a new layer; name is what progress calls it until it has its digest.
+func (m *mover) create(ctx context.Context, l *NewLayer, name digest.Digest) (ocispec.Descriptor, digest.Digest, error) {
 	var diffID digest.Digest
-	d, err := p.sink.create(ctx, p.o.Layer.Repeatable, func(ctx context.Context, w io.Writer) (ocispec.Descriptor, error) {
-		c := &checkedWriter{w: w, sum: digest.SHA256.Digester(), moved: func(n int64) { p.progress(Progress{State: "uploading", Done: n}) }}
-		d, id, err := p.o.Layer.Write(ctx, c)
+	d, err := m.sink.create(ctx, l.Repeatable, func(ctx context.Context, w io.Writer) (ocispec.Descriptor, error) {
+		c := &checkedWriter{w: w, sum: digest.SHA256.Digester(), moved: func(n int64) { m.progress(Progress{Blob: name, State: "uploading", Done: n}) }}
+		d, id, err := l.Write(ctx, c)
 		if err != nil {
 			return d, err
 		}
@@ -199,10 +220,13 @@ func (p *pushing) newLayer(ctx context.Context) (*ocispec.Descriptor, digest.Dig
 		return d, c.check(d, id)
 	})
 	if err != nil {
-		return nil, "", err
+		return d, "", err
 	}
-	p.progress(Progress{Blob: d.Digest, State: "done", Done: d.Size, Total: d.Size})
-	return &d, diffID, nil
+	if name == "" {
+		name = d.Digest
+	}
+	m.progress(Progress{Blob: name, State: "done", Done: d.Size, Total: d.Size})
+	return d, diffID, nil
 }
 
 // A checkedWriter sees what goes through it, to hold a layer's author to his word.

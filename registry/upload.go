@@ -20,7 +20,9 @@ type remoteSink struct {
 	cl    *client
 	scope string
 
-	unchunked atomic.Bool // the registry takes a blob in one request only
+	unchunked atomic.Bool  // the registry takes a blob in one request only
+	wary      atomic.Bool  // a request was cut, perhaps because of a refusal that nobody read: ask before the body is sent
+	piece     atomic.Int64 // how much of a blob goes into a request that is not all of it
 }
 
 func newRemoteSink(ctx context.Context, r Ref, o Options) (sink, error) {
@@ -32,6 +34,7 @@ func newRemoteSink(ctx context.Context, r Ref, o Options) (sink, error) {
 		return nil, err
 	}
 	s := &remoteSink{ref: r, cl: cl, scope: pushScope(r.Repo)}
+	s.piece.Store(chunkSize)
 	return s, cl.connect(ctx)
 }
 
@@ -150,28 +153,18 @@ func (s *remoteSink) create(ctx context.Context, repeatable bool, write blobWrit
 	return d, err
 }
 
-// put uploads a blob that is in memory, by POST and PUT. After an answer that got
-// lost, the blob may be there already.
-func (s *remoteSink) put(ctx context.Context, d ocispec.Descriptor, b []byte) error {
-	again := false
-	return s.cl.backoff.retry(ctx, s.cl.log, func() error {
-		if again {
-			if have, err := s.exists(ctx, d.Digest); have && err == nil {
-				return nil
-			}
-		}
-		again = true
-		up, err := s.begin(ctx)
-		if err == nil {
-			err = up.close(ctx, d.Digest, bytesBody(b))
-		}
-		return err
-	})
-}
-
 // commit puts the manifest under the tag.
 func (s *remoteSink) commit(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
-	u := s.cl.endpoint(s.ref.Repo+"/manifests/"+s.ref.Tag, nil)
+	return s.putManifest(ctx, s.ref.Tag, d, raw)
+}
+
+// manifest puts a manifest under its digest.
+func (s *remoteSink) manifest(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
+	return s.putManifest(ctx, d.Digest.String(), d, raw)
+}
+
+func (s *remoteSink) putManifest(ctx context.Context, name string, d ocispec.Descriptor, raw []byte) error {
+	u := s.cl.endpoint(s.ref.Repo+"/manifests/"+name, nil)
 	return s.cl.backoff.retry(ctx, s.cl.log, func() error {
 		resp, err := s.call(ctx, http.MethodPut, u, d.MediaType, raw, []string{s.scope}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
 		if err != nil {

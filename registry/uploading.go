@@ -23,13 +23,12 @@ type upload struct {
 	least int64    // the smallest chunk that it takes, but for the last
 }
 
+// patched are the answers that registries give to a PATCH; distribution-spec has the first.
+var patched = []int{http.StatusAccepted, http.StatusNoContent, http.StatusCreated, http.StatusOK}
+
 // errLost says that a registry knows nothing of an upload any more, or not what it
 // has of it: only a new one helps.
 var errLost = errors.New("upload lost")
-
-func (s *remoteSink) lost() error {
-	return faultf(ErrUnreachable, "%s has lost an upload that was cut", s.cl.host).because(errLost)
-}
 
 // begin opens an upload.
 func (s *remoteSink) begin(ctx context.Context) (up *upload, err error) {
@@ -76,19 +75,28 @@ func (up *upload) moved(resp *http.Response) {
 func (up *upload) sync(ctx context.Context) error {
 	resp, err := up.s.call(ctx, http.MethodGet, up.url, "", nil, []string{up.s.scope}, http.StatusNoContent, http.StatusOK, http.StatusAccepted)
 	var f *fault
-	if errors.As(err, &f) && f.status != 0 && !temporaryStatus(f.status) {
-		return up.s.lost()
-	}
-	if err != nil {
+	switch {
+	case errors.As(err, &f) && f.status != 0 && !temporaryStatus(f.status):
+		return up.lost()
+	case err != nil:
 		return err
 	}
 	n, ok := uploaded(resp)
 	if !ok || n <= 1 {
-		return up.s.lost()
+		return up.lost()
+	}
+	if n < up.off+enough {
+		up.s.shrink()
 	}
 	up.moved(resp)
 	up.off = n
 	return nil
+}
+
+// lost is the error when the registry cannot go on: the next upload is more careful.
+func (up *upload) lost() error {
+	up.s.shrink()
+	return faultf(ErrUnreachable, "%s has lost an upload that was cut", up.s.cl.host).because(errLost)
 }
 
 // uploaded reads the header Range of an answer about an upload: "0-LAST".
@@ -98,31 +106,56 @@ func uploaded(resp *http.Response) (n int64, ok bool) {
 	return n + 1, found && err == nil && n >= 0
 }
 
-// patch appends b, however often the connection breaks on the way.
-func (up *upload) patch(ctx context.Context, b []byte) error {
+// fill appends bytes until the registry has end of them, however often the
+// connection breaks on the way. part returns n bytes from off, for any off that
+// the upload had when fill was called, or has had since.
+func (up *upload) fill(ctx context.Context, end int64, part func(off, n int64) requestBody) error {
 	start, cut := up.off, false
 	return up.persist(ctx, func() error {
 		if cut {
 			if err := up.sync(ctx); err != nil {
 				return err
 			}
-			if up.off < start || up.off > start+int64(len(b)) {
-				return up.s.lost()
+			if up.off < start || up.off > end {
+				return up.lost()
 			}
 		}
-		cut = true
-		if rest := b[up.off-start:]; len(rest) > 0 {
-			return up.append(ctx, rest)
+		for up.off < end {
+			n := min(up.s.piece.Load(), end-up.off)
+			err := up.append(ctx, part(up.off, n))
+			if tooLarge(err) && up.s.shrink() {
+				continue
+			}
+			if err != nil {
+				cut = true
+				return err
+			}
 		}
 		return nil
 	})
 }
 
-// append sends one chunk, once.
-func (up *upload) append(ctx context.Context, b []byte) error {
-	end := up.off + int64(len(b))
+// minPiece is the least that a request carries, however bad the connection is.
+const minPiece = 256 << 10
+
+// shrink makes the requests to come carry less, if they may: what a registry keeps
+// of one that was cut may be nothing, or worse (distribution before 3.0 gives up
+// the upload), so that only requests that come through count.
+func (s *remoteSink) shrink() bool {
+	n := s.piece.Load()
+	return s.piece.CompareAndSwap(n, max(n/4, minPiece)) && n > minPiece
+}
+
+func tooLarge(err error) bool {
+	var f *fault
+	return errors.As(err, &f) && f.status == http.StatusRequestEntityTooLarge
+}
+
+// append sends one piece, once.
+func (up *upload) append(ctx context.Context, b requestBody) error {
+	end := up.off + b.size
 	h := http.Header{"Content-Range": {fmt.Sprintf("%d-%d", up.off, end-1)}}
-	resp, err := up.s.send(ctx, http.MethodPatch, up.url, h, bytesBody(b), http.StatusAccepted, http.StatusNoContent, http.StatusCreated, http.StatusOK)
+	resp, err := up.s.send(ctx, http.MethodPatch, up.url, h, b, patched...)
 	if err != nil {
 		return err
 	}
@@ -166,17 +199,13 @@ func (up *upload) finish(ctx context.Context, d digest.Digest) error {
 	})
 }
 
-// close ends the upload with the bytes of b, once.
+// close ends the upload, which is empty or b is, with the bytes of b, once.
 func (up *upload) close(ctx context.Context, d digest.Digest, b requestBody) error {
 	u := *up.url
 	q := u.Query()
 	q.Set("digest", d.String())
 	u.RawQuery = q.Encode()
-	h := http.Header{}
-	if up.off > 0 && b.size > 0 {
-		h.Set("Content-Range", fmt.Sprintf("%d-%d", up.off, up.off+b.size-1))
-	}
-	_, err := up.s.send(ctx, http.MethodPut, &u, h, b, http.StatusCreated, http.StatusOK, http.StatusNoContent, http.StatusAccepted)
+	_, err := up.s.send(ctx, http.MethodPut, &u, http.Header{}, b, http.StatusCreated, http.StatusOK, http.StatusNoContent, http.StatusAccepted)
 	return err
 }
 
@@ -217,6 +246,7 @@ func (s *remoteSink) send(ctx context.Context, method string, u *url.URL, h http
 		return nil, err
 	}
 	req.Header = h
+	req.Close = s.piece.Load() < chunkSize // connections break: each request gets a fresh one
 	if b.size != 0 {
 		req.Header.Set("Content-Type", octetStream)
 		get := func() (io.ReadCloser, error) {
@@ -230,8 +260,14 @@ func (s *remoteSink) send(ctx context.Context, method string, u *url.URL, h http
 		if !b.once {
 			req.GetBody = get
 		}
+		if b.once || s.wary.Load() {
+			req.Header.Set("Expect", "100-continue")
+		}
 	}
 	resp, err := s.cl.do(req, s.scope)
+	if err != nil {
+		s.wary.Store(true)
+	}
 	return s.expect(resp, w.explain(err), want...)
 }
 
