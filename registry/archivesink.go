@@ -115,7 +115,7 @@ func (s *archiveSink) create(ctx context.Context, _ bool, write blobWriter) (oci
 // copy takes foreign layers too where the archive is docker's: it must be
 // whole to be loaded.
 func (s *archiveSink) copy(ctx context.Context, base *Image, d ocispec.Descriptor, progress func(Progress)) error {
-	if isForeign(d.MediaType) && s.ref.Transport != transportDockerArchive {
+	if IsForeign(d.MediaType) && s.ref.Transport != transportDockerArchive {
 		progress(Progress{Blob: d.Digest, State: "skipped", Total: d.Size})
 		return nil
 	}

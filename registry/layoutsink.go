@@ -97,7 +97,7 @@ func syncDir(dir string) error {
 }
 
 func (s *layoutSink) copy(ctx context.Context, base *Image, d ocispec.Descriptor, progress func(Progress)) error {
-	if isForeign(d.MediaType) {
+	if IsForeign(d.MediaType) {
 		progress(Progress{Blob: d.Digest, State: "skipped", Total: d.Size})
 		return nil
 	}

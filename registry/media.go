@@ -36,9 +36,9 @@ func isIndex(mediaType string) bool {
 	return mediaType == ocispec.MediaTypeImageIndex || mediaType == dockerIndex
 }
 
-// isForeign tells whether a layer must not be uploaded (image-spec layer.md,
-// "Non-Distributable Layers").
-func isForeign(mediaType string) bool {
+// IsForeign tells of a layer's media type whether it must not be uploaded (image-spec
+// layer.md, "Non-Distributable Layers"): the descriptor says where such a layer is.
+func IsForeign(mediaType string) bool {
 	return strings.HasPrefix(mediaType, ociForeignLayer) || mediaType == dockerForeignLayer
 }
 

@@ -113,7 +113,7 @@ func (s *remoteSink) mount(ctx context.Context, d digest.Digest, from string) (u
 // copy looks for the blob, mounts it, or streams it through, in this order.
 func (s *remoteSink) copy(ctx context.Context, base *Image, d ocispec.Descriptor, progress func(Progress)) error {
 	state := func(text string) { progress(Progress{Blob: d.Digest, State: text, Total: d.Size}) }
-	if isForeign(d.MediaType) {
+	if IsForeign(d.MediaType) {
 		state("skipped")
 		return nil
 	}

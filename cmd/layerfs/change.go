@@ -223,11 +223,14 @@ func (e *env) commit(ctx context.Context, dir, dest string, o commitFlags) error
 		return err
 	}
 	if changed {
-		push.Layer = &registry.NewLayer{Write: func(ctx context.Context, w io.Writer) (ocispec.Descriptor, digest.Digest, error) {
+		push.Layer = &registry.NewLayer{Repeatable: true, Write: func(ctx context.Context, w io.Writer) (ocispec.Descriptor, digest.Digest, error) {
 			return e.writeLayer(ctx, c.fs, w, o)
 		}}
 	}
+	p := e.newProgress()
+	push.Progress = p.blob
 	_, name, err := registry.Push(ctx, c.Image, dest, push)
+	p.done()
 	if err != nil {
 		return err
 	}

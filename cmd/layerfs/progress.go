@@ -8,13 +8,15 @@ import (
 	"sync"
 	"time"
 
+	"github.com/layerfs/layerfs/registry"
 	"github.com/layerfs/layerfs/union/layer"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/term"
 )
 
-// A progress shows how layers arrive: one line each, rewritten in place on a
-// terminal; elsewhere a plain line when a layer begins or is there; nothing with --quiet.
+// A progress shows how layers arrive or leave: one line each, rewritten in place on
+// a terminal; elsewhere a plain line when a layer begins or is there; nothing with --quiet.
 type progress struct {
 	w    io.Writer
 	tty  bool
@@ -22,15 +24,17 @@ type progress struct {
 	cols int
 
 	mu    sync.Mutex
-	rows  []progressRow // protected by mu
-	lines int           // protected by mu; drawn so far on the terminal
-	drawn time.Time     // protected by mu
+	rows  []progressRow         // protected by mu
+	blobs map[digest.Digest]int // protected by mu; the rows of blob
+	lines int                   // protected by mu; drawn so far on the terminal
+	drawn time.Time             // protected by mu
 }
 
 type progressRow struct {
-	name  string
-	p     layer.Progress
-	begun time.Time
+	name        string
+	state       string
+	done, total int64 // bytes; total is 0 while nobody knows
+	begun       time.Time
 }
 
 // redraw is how often a terminal is written to.
@@ -47,7 +51,7 @@ func (e *env) newProgress() *progress {
 	return p
 }
 
-// layer takes up news of one layer.
+// layer takes up news of one layer that arrives.
 func (p *progress) layer(i, n int, d ocispec.Descriptor, now layer.Progress) {
 	if p.off {
 		return
@@ -57,22 +61,52 @@ func (p *progress) layer(i, n int, d ocispec.Descriptor, now layer.Progress) {
 	if p.rows == nil {
 		p.rows = make([]progressRow, n)
 	}
-	r := &p.rows[i]
-	changed := r.p.State != now.State
-	if r.name == "" {
-		r.name, r.begun = shortDigest(d.Digest.Encoded()), time.Now()
+	p.showLocked(i, progressRow{name: shortDigest(d.Digest.Encoded()), state: now.State, done: now.Done, total: now.Total})
+}
+
+// blob takes up news of one blob that leaves.
+func (p *progress) blob(now registry.Progress) {
+	if p.off {
+		return
 	}
-	r.p = now
+	name := "new layer"
+	if now.Blob != "" {
+		name = shortDigest(now.Blob.Encoded())
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i, ok := p.blobs[now.Blob]
+	if first, unnamed := p.blobs[""]; !ok && unnamed && now.State == "done" {
+		i, ok = first, true // the new layer has a digest now
+	}
+	if !ok {
+		i = len(p.rows)
+		p.rows = append(p.rows, progressRow{})
+	}
+	if p.blobs == nil {
+		p.blobs = map[digest.Digest]int{}
+	}
+	p.blobs[now.Blob] = i
+	p.showLocked(i, progressRow{name: name, state: now.State, done: now.Done, total: now.Total})
+}
+
+func (p *progress) showLocked(i int, now progressRow) {
+	r := &p.rows[i]
+	changed := r.state != now.state
+	if now.begun = r.begun; r.name == "" {
+		now.begun = time.Now()
+	}
+	*r = now
 	switch {
 	case p.tty && (changed || time.Since(p.drawn) > redraw):
 		p.drawLocked()
-	case !p.tty && changed && plainStates[now.State]:
+	case !p.tty && changed && !silentStates[now.state]:
 		fmt.Fprintf(p.w, "%s: %s\n", r.name, r.text())
 	}
 }
 
-// plainStates are those worth a line where lines cannot be rewritten.
-var plainStates = map[string]bool{"fetching": true, "ready": true}
+// silentStates are those not worth a line where lines cannot be rewritten.
+var silentStates = map[string]bool{"waiting": true, "index": true, "cached": true}
 
 func (p *progress) drawLocked() {
 	var b strings.Builder
@@ -101,27 +135,37 @@ func (p *progress) done() {
 	if p.lines > 0 {
 		p.drawLocked()
 	}
-	p.rows, p.lines = nil, 0
+	p.rows, p.blobs, p.lines = nil, nil, 0
 }
 
 func (r *progressRow) text() string {
-	switch r.p.State {
-	case "fetching":
-		return "fetching " + size(r.p.Total, false)
-	case "ready":
-		return "ready"
+	switch {
+	case r.state == "done" && r.done > 0:
+		return fmt.Sprintf("done, %s at %s/s", size(r.done, false), size(r.rate(), false))
+	case moving[r.state] && r.total > 0:
+		return r.state + " " + size(r.total, false)
 	}
-	return r.p.State
+	return r.state
+}
+
+// moving are the states in which bytes are under way.
+var moving = map[string]bool{"fetching": true, "uploading": true}
+
+// rate is in bytes a second since the row began.
+func (r *progressRow) rate() int64 {
+	return int64(float64(r.done) / max(time.Since(r.begun).Seconds(), 0.001))
 }
 
 const barWidth = 24
 
 func (r *progressRow) bar() string {
-	if r.p.State != "fetching" || r.p.Total <= 0 {
-		return r.text()
+	switch {
+	case moving[r.state] && r.total > 0:
+		full := int(min(r.done, r.total) * barWidth / r.total)
+		return fmt.Sprintf("%s [%s%s] %s/%s %s/s", r.state, strings.Repeat("=", full), strings.Repeat(" ", barWidth-full),
+			size(r.done, false), size(r.total, false), size(r.rate(), false))
+	case moving[r.state]:
+		return fmt.Sprintf("%s %s %s/s", r.state, size(r.done, false), size(r.rate(), false))
 	}
-	full := int(min(r.p.Done, r.p.Total) * barWidth / r.p.Total)
-	rate := float64(r.p.Done) / max(time.Since(r.begun).Seconds(), 0.001)
-	return fmt.Sprintf("fetching [%s%s] %s/%s %s/s", strings.Repeat("=", full), strings.Repeat(" ", barWidth-full),
-		size(r.p.Done, false), size(r.p.Total, false), size(int64(rate), false))
+	return r.text()
 }
