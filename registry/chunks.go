@@ -137,19 +137,23 @@ func (s *remoteSink) sendNew(ctx context.Context, write blobWriter) (ocispec.Des
 	c := newChunks(ctx, write)
 	defer c.stop()
 	first, err := c.next()
-	if err != nil && err != io.EOF {
-		return c.d, err
+	if err == nil && len(first) == chunkSize {
+		return s.sendChunks(ctx, c)
 	}
-	if len(first) < chunkSize {
-		if _, err := c.next(); err != io.EOF { // waits for the end of write
-			return c.d, err
-		}
-		return c.d, s.put(ctx, c.d, first)
+	if err == nil {
+		_, err = c.next() // waits for the end of write
 	}
+	if err != io.EOF {
+		return ocispec.Descriptor{}, err
+	}
+	return c.d, s.put(ctx, c.d, first)
+}
+
+func (s *remoteSink) sendChunks(ctx context.Context, c *chunks) (ocispec.Descriptor, error) {
 	c.rewind()
 	up, err := s.sendAll(ctx, c)
 	if err != nil {
-		return c.d, err
+		return ocispec.Descriptor{}, err
 	}
 	if err = up.finish(ctx, c.d.Digest); err != nil {
 		up.cancel(ctx)

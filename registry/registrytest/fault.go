@@ -2,6 +2,8 @@ package registrytest
 
 import (
 	"fmt"
+	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -121,6 +123,42 @@ func (w *shortWriter) Write(p []byte) (int, error) {
 		return 0, http.ErrContentLength
 	}
 	return len(p), nil
+}
+
+// CutUploads takes n bytes of the body of every request of an upload, and cuts the
+// connection if there are more.
+func CutUploads(n int64) Fault {
+	cut := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body := &shortBody{ReadCloser: r.Body, left: n}
+			r.Body = body
+			answer := httptest.NewRecorder()
+			next.ServeHTTP(answer, r)
+			if body.cut {
+				panic(http.ErrAbortHandler)
+			}
+			maps.Copy(w.Header(), answer.Header())
+			w.WriteHeader(answer.Code)
+			_, _ = w.Write(answer.Body.Bytes()) // the client may have left
+		})
+	}
+	return On(func(r *http.Request) bool { return Uploads(r) && r.Method != http.MethodGet }, cut)
+}
+
+type shortBody struct {
+	io.ReadCloser
+	left int64
+	cut  bool
+}
+
+func (b *shortBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left+1)])
+	if int64(n) > b.left {
+		b.cut = true
+		return int(b.left), io.ErrUnexpectedEOF
+	}
+	b.left -= int64(n)
+	return n, err
 }
 
 // Corrupt flips the bits of the byte at offset at of a blob or manifest, whatever

@@ -264,3 +264,30 @@ func FuzzParsePath(f *testing.F) {
 		}
 	})
 }
+
+func TestCutUploads(t *testing.T) {
+	s := start(t, Options{})
+	s.Use(CutUploads(1000))
+	content := someBytes(2500)
+	resp, _ := do(t, s, "POST", "/v2/r/blobs/uploads/", nil)
+	loc := resp.Header.Get("Location")
+	for off := 0; off < len(content); off += 1000 {
+		req, err := http.NewRequest(http.MethodPatch, s.URL()+loc, bytes.NewReader(content[off:]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := s.Client().Do(req)
+		if last := len(content)-off <= 1000; (err == nil) != last {
+			t.Fatalf("from %d: %v", off, err)
+		}
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+	}
+	if resp, _ = do(t, s, "GET", loc, nil); resp.Header.Get("Range") != "0-2499" || s.OpenUploads() != 1 {
+		t.Errorf("range %q, %d uploads", resp.Header.Get("Range"), s.OpenUploads())
+	}
+	if resp, _ = do(t, s, "DELETE", loc, nil); resp.StatusCode != http.StatusNoContent || s.OpenUploads() != 0 {
+		t.Errorf("status %d, %d uploads", resp.StatusCode, s.OpenUploads())
+	}
+}

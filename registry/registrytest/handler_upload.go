@@ -68,15 +68,18 @@ func (d *data) patchUpload(w http.ResponseWriter, r *http.Request, t target, u *
 	return nil
 }
 
-// closeUpload takes the last bytes and makes a blob of all, or throws all away.
+// closeUpload takes the last bytes and makes a blob of all, or throws all away. A
+// body that breaks off is a part of the upload, which goes on.
 func (d *data) closeUpload(w http.ResponseWriter, r *http.Request, t target, u *upload) *refusal {
-	defer d.end(t.ref)
 	dg, err := digest.Parse(r.URL.Query().Get("digest"))
+	if err == nil {
+		if err := u.append(r.Body); err != nil {
+			return internal(err)
+		}
+	}
+	defer d.end(t.ref)
 	if err != nil {
 		return digestInvalid
-	}
-	if err := u.append(r.Body); err != nil {
-		return internal(err)
 	}
 	switch err := d.keep(t.repo, u, dg); {
 	case errors.Is(err, errDigest):

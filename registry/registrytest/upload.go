@@ -52,6 +52,13 @@ func (d *data) upload(repo, id string) (*upload, bool) {
 	return u, u != nil && u.repo == repo
 }
 
+// OpenUploads is the number of uploads that were begun, and neither closed nor given up.
+func (s *Server) OpenUploads() int {
+	s.data.mu.Lock()
+	defer s.data.mu.Unlock()
+	return len(s.data.uploads)
+}
+
 // end forgets an upload and what it holds.
 func (d *data) end(id string) {
 	d.mu.Lock()
