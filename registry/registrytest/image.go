@@ -12,7 +12,7 @@ import (
 )
 
 // A Layer of an Image. Of the descriptor only what Blob does not say itself is
-// needed: the media type (default: tar+gzip) and annotations.
+// needed: the media type (default: tar+gzip), annotations, addresses.
 type Layer struct {
 	Blob   []byte
 	Desc   ocispec.Descriptor
@@ -74,7 +74,7 @@ func (s *Server) PushImage(name string, im Image) ocispec.Descriptor {
 	for _, l := range im.Layers {
 		d := s.PutBlob(repo, l.Blob)
 		d.MediaType = orElse(l.Desc.MediaType, ocispec.MediaTypeImageLayerGzip)
-		d.Annotations = l.Desc.Annotations
+		d.Annotations, d.URLs = l.Desc.Annotations, l.Desc.URLs
 		m.Layers = append(m.Layers, d)
 	}
 	return s.PutManifest(repo, tag, m.MediaType, mustJSON(m))
