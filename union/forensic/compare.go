@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/layerfs/layerfs/union/layer"
@@ -77,7 +78,7 @@ func (c *comparison) entry(ctx context.Context, path string, a, b layer.ID) erro
 			c.differ(path, "%s %v, in the tar %v", f.what, f.a, f.b)
 		}
 	}
-	if !slices.EqualFunc(x.Xattrs, y.Xattrs, func(p, q layer.Xattr) bool { return p.Name == q.Name && bytes.Equal(p.Value, q.Value) }) {
+	if !slices.EqualFunc(byName(x.Xattrs), byName(y.Xattrs), func(p, q layer.Xattr) bool { return p.Name == q.Name && bytes.Equal(p.Value, q.Value) }) {
 		c.differ(path, "extended attributes")
 	}
 	switch {
@@ -113,4 +114,9 @@ func (c *comparison) file(ctx context.Context, path string, a, b layer.ID, size 
 		}
 	}
 	return nil
+}
+
+// byName sorts: a tar keeps the order in which attributes were written, a TOC has none.
+func byName(list []layer.Xattr) []layer.Xattr {
+	return slices.SortedFunc(slices.Values(list), func(p, q layer.Xattr) int { return strings.Compare(p.Name, q.Name) })
 }
