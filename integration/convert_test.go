@@ -5,15 +5,18 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/layerfs/layerfs/registry/registrytest"
 	"github.com/layerfs/layerfs/union/layer"
 	"github.com/layerfs/layerfs/union/layer/layertest"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // mixedLayers have all that a tree can show, whiteouts and links between layers, and no
@@ -184,4 +187,60 @@ func TestCopyProgram(t *testing.T) {
 	if r := h.try("copy", ref, "docker-archive:"+filepath.Join(dir, "d.tar")+":sample:v1"); !strings.Contains(r.stderr, "another digest") {
 		t.Errorf("a docker archive without a word: %s", r.stderr)
 	}
+}
+
+// TestCopyKilled: of a copy that is killed in the middle nothing is left, and what had the name has it.
+func TestCopyKilled(t *testing.T) {
+	s, slow := sampleRegistry(t), mixedRegistry(t)
+	h := newHost(t)
+	before := digestPart(h.run("copy", s.Host()+"/sample", archiveIn(t)))
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	archive := filepath.Join(dir, "a.tar")
+	if err := os.WriteFile(archive, []byte("before"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR, 0o600); err != nil {
+		t.Skip("needs a file system with O_TMPFILE: ", err)
+	} else if err := unix.Close(fd); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"copy", slow.Host() + "/mixed", "oci-archive:" + archive + ":1"},
+		{"convert", "--compression", "none", slow.Host() + "/mixed", "docker-archive:" + archive + ":a:1"},
+		{"copy", slow.Host() + "/mixed", s.Host() + "/sample"},
+	} {
+		slow.Reset()
+		slow.Throttle(2<<20, 0)
+		cmd := exec.Command(path, append([]string{"--root", h.root}, args...)...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for range 500 {
+			if slow.Total("GET", "/blobs/").Out > 1<<20 {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Errorf("%q ended before it was killed", args)
+		}
+	}
+	list, err := os.ReadDir(dir)
+	if err != nil || len(list) != 1 || readFile(t, archive) != "before" {
+		t.Errorf("left in the directory: %v %v", list, err)
+	}
+	if digestPart(h.run("copy", s.Host()+"/sample", archiveIn(t))) != before {
+		t.Error("the tag has moved")
+	}
+}
+
+func archiveIn(t *testing.T) string {
+	return "oci-archive:" + filepath.Join(t.TempDir(), "x.tar") + ":1"
 }

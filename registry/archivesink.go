@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -21,11 +20,10 @@ import (
 // manifest.json more, as "docker save" writes it since version 25.
 type archiveSink struct {
 	ref   Ref
-	f     *os.File
+	f     *tempFile
 	off   int64 // where the next file goes
 	mtime time.Time
 	have  map[digest.Digest]bool
-	done  bool
 }
 
 func newArchiveSink(r Ref, now time.Time) (sink, error) {
@@ -34,7 +32,7 @@ func newArchiveSink(r Ref, now time.Time) (sink, error) {
 			return nil, err
 		}
 	}
-	f, err := os.CreateTemp(filepath.Dir(r.Path), "."+filepath.Base(r.Path)+"-")
+	f, err := newTempFile(filepath.Dir(r.Path))
 	if err != nil {
 		return nil, err
 	}
@@ -42,12 +40,7 @@ func newArchiveSink(r Ref, now time.Time) (sink, error) {
 	return s, s.file(ocispec.ImageLayoutFile, []byte(layoutVersion))
 }
 
-func (s *archiveSink) close() {
-	if !s.done {
-		_ = s.f.Close()
-		_ = os.Remove(s.f.Name())
-	}
-}
+func (s *archiveSink) close() { s.f.discard() }
 
 // parallel: a tar has one end to write at.
 func (s *archiveSink) parallel() int { return 1 }
@@ -152,12 +145,7 @@ func (s *archiveSink) commit(ctx context.Context, d ocispec.Descriptor, raw []by
 	if err != nil {
 		return err
 	}
-	s.done = true
-	if err := publish(s.f, s.ref.Path); err != nil {
-		_ = os.Remove(s.f.Name())
-		return err
-	}
-	return nil
+	return s.f.publish(s.ref.Path)
 }
 
 func (s *archiveSink) names(d ocispec.Descriptor, raw []byte) error {

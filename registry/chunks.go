@@ -20,10 +20,11 @@ const chunkBuffers = 2
 
 // chunks are the pieces of a blob that write makes, in a goroutine of its own.
 type chunks struct {
-	stop func() // ends write
-	full chan []byte
-	free chan []byte
-	cur  []byte // being filled; of write's goroutine
+	stop    func() // ends write
+	full    chan []byte
+	free    chan []byte
+	cur     []byte // of write's goroutine, as is filling
+	filling bool   // cur is a buffer
 
 	kept     [][]byte // handed out and not released; all of the blob so far, unless released
 	at       int      // what next returns, in kept
@@ -65,14 +66,8 @@ type chunkWriter struct {
 
 func (w *chunkWriter) Write(b []byte) (n int, err error) {
 	for n < len(b) {
-		if w.c.cur == nil {
-			select {
-			case buf := <-w.c.free:
-				w.c.cur = append(buf[:0], b[n]) // never nil from here
-				n++
-			case <-w.stopped:
-				return n, errStopped
-			}
+		if err := w.buffer(); err != nil {
+			return n, err
 		}
 		k := min(chunkSize-len(w.c.cur), len(b)-n)
 		w.c.cur = append(w.c.cur, b[n:n+k]...)
@@ -86,10 +81,24 @@ func (w *chunkWriter) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
+// buffer waits for a free buffer, if there is none to write to.
+func (w *chunkWriter) buffer() error {
+	if w.c.filling {
+		return nil
+	}
+	select {
+	case w.c.cur = <-w.c.free:
+		w.c.filling = true
+		return nil
+	case <-w.stopped:
+		return errStopped
+	}
+}
+
 func (w *chunkWriter) flush() error {
 	select {
 	case w.c.full <- w.c.cur:
-		w.c.cur = nil
+		w.c.cur, w.c.filling = nil, false
 		return nil
 	case <-w.stopped:
 		return errStopped

@@ -47,53 +47,23 @@ func (s *layoutSink) blob(d digest.Digest) string {
 }
 
 // create writes to a temporary file and gives it its name afterwards.
-// System calls: openat, write…, fsync, rename, fsync of the directory.
 func (s *layoutSink) create(ctx context.Context, _ bool, write blobWriter) (ocispec.Descriptor, error) {
-	f, err := os.CreateTemp(filepath.Join(s.dir, ocispec.ImageBlobsDir), ".upload-")
+	f, err := newTempFile(filepath.Join(s.dir, ocispec.ImageBlobsDir))
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	defer func() { _ = os.Remove(f.Name()) }() // not there any more when all went well
+	defer f.discard()
 	d, err := write(ctx, f)
 	if err == nil {
 		err = d.Digest.Validate()
 	}
 	if err != nil {
-		_ = f.Close()
 		return d, err
 	}
 	if err := os.MkdirAll(filepath.Dir(s.blob(d.Digest)), 0o755); err != nil {
-		_ = f.Close()
 		return d, err
 	}
-	return d, publish(f, s.blob(d.Digest))
-}
-
-// publish makes the temporary file f durable under its name, readable for all.
-func publish(f *os.File, name string) error {
-	err := f.Chmod(0o644)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(name))
-	}
-	return err
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	return f.Sync()
+	return d, f.publish(s.blob(d.Digest))
 }
 
 func (s *layoutSink) copy(ctx context.Context, base *Image, d ocispec.Descriptor, progress func(Progress)) error {
@@ -195,16 +165,15 @@ func indexWith(index []byte, d ocispec.Descriptor, tag string) ([]byte, error) {
 
 // replaceFile writes a small file so that it is there whole or not at all.
 func replaceFile(dir, name string, b []byte) error {
-	f, err := os.CreateTemp(dir, "."+name+"-")
+	f, err := newTempFile(dir)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.Remove(f.Name()) }()
+	defer f.discard()
 	if _, err := f.Write(b); err != nil {
-		_ = f.Close()
 		return err
 	}
-	return publish(f, filepath.Join(dir, name))
+	return f.publish(filepath.Join(dir, name))
 }
 
 // lockDir keeps other processes that do the same out of a directory.
