@@ -4,6 +4,7 @@ GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 IMAGES ?= $(CURDIR)/images
 FUZZTIME ?= 30s
+ROUNDS ?= 3
 PKG ?= ./...
 
 # The race detector needs cgo; the program itself never does.
@@ -54,6 +55,10 @@ fuzz: ## every fuzz target for FUZZTIME each
 .PHONY: bench
 bench: ## Go benchmarks of every package
 	$(GO) test -run '^$$' -bench . $(PKG)
+
+.PHONY: bench-lazy
+bench-lazy: all images ## lazy starts of every form against podman, near and far (root)
+	integration/bench/lazy.sh $(IMAGES) $(ROUNDS)
 
 .PHONY: cover
 cover: ## test coverage by function, and coverage.html

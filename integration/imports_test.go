@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"union/layer/layertest/estargztest": {},
 	"union/layer/layertest/suite":       {"union/layer", "union/layer/layertest", "union/layer/layertest/estargztest"},
 	"integration/images/estargz":        {},
+	"integration/bench/proxy":           {"registry/registrytest"},
 }
 
 // mayImportInTests is what a package's tests may use beyond that: images to

@@ -52,6 +52,7 @@ func New(o Options) *Server {
 // listen serves h on a new port, with the counters and the throttle around it.
 func (s *Server) listen(h http.Handler, tls bool) *httptest.Server {
 	srv := httptest.NewUnstartedServer(s.log.count(s.link.slow(h)))
+	srv.Listener = s.link.far(srv.Listener)
 	if tls {
 		srv.StartTLS()
 	} else {
@@ -107,8 +108,8 @@ func (s *Server) Heal() {
 }
 
 // Throttle makes the registry seem far away: bodies share a link of bytesPerSec
-// in each direction, and every answer begins rtt after the request arrived. Zero
-// lifts the limit.
+// in each direction, every answer begins rtt after the request arrived, and a new
+// connection takes another rtt. Zero lifts the limit.
 func (s *Server) Throttle(bytesPerSec int64, rtt time.Duration) {
 	s.link.set(bytesPerSec, rtt)
 }

@@ -3,6 +3,7 @@ package registrytest
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -24,6 +25,41 @@ func (l *link) set(rate int64, rtt time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.rate, l.rtt, l.up, l.down = rate, rtt, time.Time{}, time.Time{}
+}
+
+// far makes a listener's connections take a round trip before the first byte of a
+// client is seen, as TCP's handshake does.
+func (l *link) far(in net.Listener) net.Listener { return &farListener{in, l} }
+
+type farListener struct {
+	net.Listener
+	l *link
+}
+
+func (f *farListener) Accept() (net.Conn, error) {
+	c, err := f.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &farConn{Conn: c, l: f.l}, nil
+}
+
+// A farConn is read by one goroutine at a time.
+type farConn struct {
+	net.Conn
+	l    *link
+	near bool // the handshake is over
+}
+
+func (c *farConn) Read(p []byte) (int, error) {
+	if !c.near {
+		c.near = true
+		c.l.mu.Lock()
+		rtt := c.l.rtt
+		c.l.mu.Unlock()
+		time.Sleep(rtt)
+	}
+	return c.Conn.Read(p)
 }
 
 func (l *link) slow(next http.Handler) http.Handler {
