@@ -28,10 +28,13 @@ var mayImport = map[string][]string{
 	"registry/registrytest": {},
 	"integration":           {},
 
-	"union/layer/layertest/estargztest": {},
-	"union/layer/layertest/suite":       {"union/layer", "union/layer/layertest", "union/layer/layertest/estargztest"},
-	"integration/images/estargz":        {},
-	"integration/bench/proxy":           {"registry/registrytest"},
+	"union/layer/layertest/estargztest":     {},
+	"union/layer/layertest/zstdchunkedtest": {},
+	"union/layer/layertest/suite": {
+		"union/layer", "union/layer/layertest", "union/layer/layertest/estargztest", "union/layer/layertest/zstdchunkedtest",
+	},
+	"integration/images/estargz": {},
+	"integration/bench/proxy":    {"registry/registrytest"},
 }
 
 // mayImportInTests is what a package's tests may use beyond that: images to

@@ -10,8 +10,8 @@ import (
 // A chunk is a run of a file's bytes that is compressed, fetched and verified by
 // itself; it is a unit of the pack. Chunks stand in the order of off and inner.
 type chunk struct {
-	off   int64 // where its gzip member begins in the blob
-	inner int64 // how many uncompressed bytes of the member stand before it
+	off   int64 // where its gzip member or zstd frame begins in the blob
+	inner int64 // how many uncompressed bytes of that stand before it
 	n     int64 // uncompressed bytes
 	sum   [sha256.Size]byte
 }
@@ -19,8 +19,9 @@ type chunk struct {
 // chunks are the pieces of a layer with a TOC: each of them one unit of the pack,
 // whose sum the cache compares.
 type chunks struct {
-	list []chunk
-	end  int64 // where the last one ends in the blob at the latest
+	list  []chunk
+	end   int64 // where the last one ends in the blob at the latest
+	codec codec
 }
 
 func (c *chunks) count() int                    { return len(c.list) }
@@ -39,7 +40,7 @@ func (c *chunks) endOf(i int) int64 {
 }
 
 func (c *chunks) read(body io.Reader, first, last int, put putUnit) error {
-	m := &memberReader{body: body, at: c.list[first].off}
+	m := c.codec.reader(body, c.list[first].off)
 	for i := first; i <= last; i++ {
 		if i == first || !c.sameMember(i, i-1) {
 			if err := m.open(c.list[i].off, c.endOf(i), c.needOf(i, last)); err != nil {

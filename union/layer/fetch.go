@@ -60,10 +60,10 @@ func (l *Layer) Cached(id ID) bool {
 }
 
 // IndexKind tells, without opening a layer, where Open would take its tree from by now
-// ("toc": an eStargz table of contents, "tar": the archive, which is read whole the
-// first time), and whether its content would then be fetched only when it is read.
+// ("toc": the table of contents of eStargz or zstd:chunked, "tar": the archive, which is
+// read whole the first time), and whether its content would then be fetched only when it is read.
 func IndexKind(d ocispec.Descriptor, s *cache.Store) (index string, lazy bool) {
-	if d.Annotations[tocDigestAnnotation] != "" {
+	if len(tocSources(d.Annotations)) > 0 {
 		return "toc", true
 	}
 	b, err := s.Index(d.Digest)

@@ -270,7 +270,7 @@ func FuzzTOC(f *testing.F) {
 		if err != nil {
 			return
 		}
-		x, err := c.index(1000)
+		x, err := c.index(1000, codecGzip)
 		if err != nil {
 			return
 		}

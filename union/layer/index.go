@@ -28,10 +28,11 @@ type index struct {
 	// of a TOC
 	chunks  []chunk
 	blobEnd int64 // where the last chunk ends at the latest
+	codec   codec
 }
 
 // indexMagic ends with the version: what another version wrote is made anew.
-const indexMagic = "layerfs index\x02"
+const indexMagic = "layerfs index\x03"
 
 // maxIndex bounds an index in memory: as many entries as a layer may have, and their names.
 const maxIndex = 4 << 30
@@ -70,6 +71,7 @@ func (x *index) encodeRaw() []byte {
 	e.uint(uint64(x.size))
 	e.tree(x.tree)
 	e.uint(uint64(x.blobEnd))
+	e.uint(uint64(x.codec))
 	e.uint(uint64(len(x.chunks)))
 	var last int64
 	for i := range x.chunks {
@@ -183,6 +185,7 @@ func decodeRawIndex(b []byte) (*index, error) {
 	x.size = d.length()
 	x.tree = d.tree()
 	x.blobEnd = d.length()
+	x.codec = d.codec()
 	d.chunks(x)
 	d.sections(x)
 	if d.bad || len(d.b) > 0 {
@@ -216,6 +219,15 @@ func (d *decoder) sections(x *index) {
 		copy(s.sum[:], d.bytes(len(s.sum)))
 		x.sections = append(x.sections, s)
 	}
+}
+
+func (d *decoder) codec() codec {
+	c := d.uint()
+	if c >= uint64(codecs) {
+		d.fail()
+		return 0
+	}
+	return codec(c)
 }
 
 func (d *decoder) chunks(x *index) {

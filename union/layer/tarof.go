@@ -39,7 +39,7 @@ func (op *opening) form(ctx context.Context) (string, error) {
 		return "", err
 	case c.name == "tar":
 		return "none", nil
-	case c.name == "zstd" && hasChunks(op.desc):
+	case c.name == "zstd" && len(chunkedSources(op.desc.Annotations)) > 0:
 		return "zstd:chunked", nil
 	case c.name == "gzip" && op.desc.Annotations[tocDigestAnnotation] != "" && op.desc.Size > footerSize:
 		tail, err := op.src.read(ctx, op.desc.Size-footerSize, footerSize)
@@ -51,13 +51,6 @@ func (op *opening) form(ctx context.Context) (string, error) {
 		}
 	}
 	return c.name, nil
-}
-
-// hasChunks tells whether a descriptor speaks of a zstd:chunked manifest, in the
-// dialect of containers/storage or of stargz-snapshotter.
-func hasChunks(d ocispec.Descriptor) bool {
-	return d.Annotations["io.github.containers.zstd-chunked.manifest-checksum"] != "" ||
-		d.Annotations["io.containers.zstd-chunked.manifest-checksum"] != ""
 }
 
 // Tar returns the tar of the layer that d describes, uncompressed, in one pass over

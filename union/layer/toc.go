@@ -1,13 +1,10 @@
 package layer
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"strconv"
 
 	"github.com/opencontainers/go-digest"
 
@@ -20,64 +17,84 @@ const (
 	uncompressedAnnotation = "io.containers.estargz.uncompressed-size"
 )
 
-const (
-	footerSize       = 51
-	legacyFooterSize = 47 // of stargz, without the subfield of RFC 1952
-	footerMagic      = "STARGZ"
-
-	// maxTOC bounds the JSON; the largest images have some 20 MiB.
-	maxTOC = 150 << 20
-)
+// maxTOC bounds the JSON; the largest images have some 20 MiB. containers/storage has the same limit.
+const maxTOC = 150 << 20
 
 // errNoTOC says why a layer has to be read whole although its descriptor speaks of a TOC.
 var errNoTOC = errors.New("no usable TOC")
 
-// tailSize is how much of the end of a blob is read in the hope that footer and
-// TOC are in it, which saves a request. TOCs are 1/45 … 1/1500 of their blob, those of
-// Debian's base files 1/157; a request costs as much time as some 256 KiB.
-func tailSize(size int64) int64 {
-	if size <= 256<<10 {
-		return size
+// A tocSource is a place where a TOC is, and what the descriptor vouches for it with.
+type tocSource interface {
+	codec() codec
+	// key is the digest by which the cache knows the TOC.
+	key() digest.Digest
+	// fetch returns the TOC after it was verified. The error wraps errNoTOC when there is
+	// none that can be used, and ErrDigest when it is not the one that was vouched for.
+	fetch(ctx context.Context, op *opening) (*foundTOC, error)
+}
+
+// A foundTOC is a TOC that was verified, and what of the blob came with it.
+type foundTOC struct {
+	json   []byte
+	end    int64 // of the chunks in the blob
+	run    []byte
+	runOff int64 // of run in the blob
+}
+
+// tocSources are the TOCs that annotations speak of, in the order in which they are
+// tried. Only annotations count: the manifest's digest covers them. A footer alone would
+// name a TOC that nobody vouches for, and would cost a request of every layer without one.
+//
+// zstd:chunked has two dialects, and a layer may be annotated in both, which
+// containers/storage refuses. The first whose TOC verifies is used here, theirs before
+// stargz's: the manifest vouches for either, so neither can deceive.
+func tocSources(annotations map[string]string) []tocSource {
+	sources := chunkedSources(annotations)
+	if toc := annotations[tocDigestAnnotation]; toc != "" && annotations[stargzDialect+manifestPosition] == "" {
+		sources = append(sources, stargzTOC(toc))
 	}
-	return min(max(size/155, 256<<10), 512<<10)
+	return sources
 }
 
 // lazily opens a layer by its own index, or returns nil when there is none.
 func (op *opening) lazily(ctx context.Context) (*Layer, error) {
-	want, ok := op.desc.Annotations[tocDigestAnnotation]
-	if !ok {
+	var failed error
+	for _, src := range tocSources(op.desc.Annotations) {
+		op.report("index", 0)
+		l, err := op.openTOC(ctx, src)
+		if err == nil {
+			op.report("ready", op.src.fetched.Load())
+			return l, nil
+		}
+		if failed == nil || errors.Is(failed, errNoTOC) && !errors.Is(err, errNoTOC) {
+			failed = err
+		}
+	}
+	if errors.Is(failed, errNoTOC) {
+		op.log.Warn("layer is read whole", "layer", op.desc.Digest, "err", failed)
+		op.why = failed.Error()
 		return nil, nil
 	}
-	op.report("index", 0)
-	l, err := op.openTOC(ctx, digest.Digest(want))
-	if errors.Is(err, errNoTOC) {
-		op.log.Warn("layer is read whole", "layer", op.desc.Digest, "err", err)
-		op.why = err.Error()
-		return nil, nil
-	}
-	if l != nil {
-		op.report("ready", op.src.fetched.Load())
-	}
-	return l, err
+	return nil, failed
 }
 
-func (op *opening) openTOC(ctx context.Context, want digest.Digest) (*Layer, error) {
-	if err := want.Validate(); err != nil {
+func (op *opening) openTOC(ctx context.Context, src tocSource) (*Layer, error) {
+	if err := src.key().Validate(); err != nil {
 		return nil, fmt.Errorf("%w: annotation: %w", errNoTOC, err)
 	}
-	tail, off, err := op.readTail(ctx)
+	found, err := src.fetch(ctx, op)
 	if err != nil {
 		return nil, err
 	}
-	toc, err := readTOC(tail[off-op.tailStart(tail):], want)
+	toc, err := parseTOC(found.json)
 	if err != nil {
 		return nil, err
 	}
-	x, err := toc.index(off)
+	x, err := toc.index(found.end, src.codec())
 	if err != nil {
 		return nil, err
 	}
-	x.blob, x.toc = op.desc.Digest, want
+	x.blob, x.toc = op.desc.Digest, src.key()
 	if err := op.store.PutIndex(op.desc.Digest, x.encode()); err != nil {
 		op.log.Warn("save index", "layer", op.desc.Digest, "err", err) // a full disk must not stop reads
 	}
@@ -85,84 +102,8 @@ func (op *opening) openTOC(ctx context.Context, want digest.Digest) (*Layer, err
 	if err != nil {
 		return nil, err
 	}
-	l.lazy.preload(ctx, tail, op.tailStart(tail))
+	l.lazy.preload(ctx, found.run, found.runOff)
 	return l, nil
-}
-
-func (op *opening) tailStart(tail []byte) int64 { return op.desc.Size - int64(len(tail)) }
-
-// readTail returns the end of the blob, from the TOC at the latest, and the offset of the TOC in the blob.
-func (op *opening) readTail(ctx context.Context) (tail []byte, off int64, err error) {
-	size := op.desc.Size
-	n := tailSize(size)
-	if n < footerSize {
-		return nil, 0, fmt.Errorf("%w: no footer", errNoTOC)
-	}
-	if tail, err = op.src.read(ctx, size-n, n); err != nil {
-		return nil, 0, err
-	}
-	if off, err = parseFooter(tail[n-footerSize:]); err != nil {
-		return nil, 0, err
-	}
-	if off > size-legacyFooterSize {
-		return nil, 0, fmt.Errorf("%w: its offset %d lies behind the blob", errNoTOC, off)
-	}
-	if missing := size - n - off; missing > 0 {
-		if missing > maxTOC {
-			return nil, 0, fmt.Errorf("%w: %d bytes", errNoTOC, missing)
-		}
-		head, err := op.src.read(ctx, off, missing)
-		if err != nil {
-			return nil, 0, err
-		}
-		tail = append(head, tail...)
-	}
-	return tail, off, nil
-}
-
-// parseFooter returns the offset of the TOC. The footer is an empty gzip member
-// whose extra field has it, in one of two lengths.
-func parseFooter(b []byte) (int64, error) {
-	for _, n := range []int{footerSize, legacyFooterSize} {
-		extra, err := gzipExtra(b[len(b)-n:])
-		if err != nil {
-			continue
-		}
-		if n == footerSize && len(extra) == 26 && string(extra[:4]) == "SG\x16\x00" {
-			extra = extra[4:]
-		}
-		if len(extra) != 22 || string(extra[16:]) != footerMagic {
-			continue
-		}
-		off, err := strconv.ParseUint(string(extra[:16]), 16, 63)
-		if err == nil {
-			return int64(off), nil
-		}
-	}
-	return 0, fmt.Errorf("%w: no footer", errNoTOC)
-}
-
-// readTOC reads the TOC out of the end of a blob: a gzip member with a tar with
-// one file. Only the bytes that want names are parsed.
-func readTOC(tail []byte, want digest.Digest) (*toc, error) {
-	z, err := gunzip(bytes.NewReader(tail), nil)
-	if err != nil {
-		return nil, fmt.Errorf("%w: TOC: %w", ErrDigest, err)
-	}
-	in := tarStreamOf(io.LimitReader(z, maxTOC))
-	r := &tarReader{in: in}
-	h, err := r.next()
-	if err != nil || clean(h.name) != tocName || h.stored > maxTOC {
-		return nil, fmt.Errorf("%w: TOC: where it should be is something else (%v)", ErrDigest, err)
-	}
-	b := make([]byte, h.stored)
-	if err := r.readBody(b); err != nil {
-		return nil, fmt.Errorf("%w: TOC: %w", ErrDigest, err)
-	}
-	if want.Algorithm().FromBytes(b) != want {
-		return nil, fmt.Errorf("%w: the TOC is not %s", ErrDigest, want)
-	}
-	return parseTOC(b)
 }
 
 // A toc is the JSON.
@@ -189,6 +130,7 @@ type tocEntry struct {
 	ChunkOffset int64             `json:"chunkOffset"` // in the file
 	ChunkSize   int64             `json:"chunkSize"`   // 0: to the end of the file
 	ChunkDigest string            `json:"chunkDigest"`
+	ChunkType   string            `json:"chunkType"` // of zstd:chunked: "zeros" has no data in the blob
 }
 
 func parseTOC(b []byte) (*toc, error) {
@@ -209,10 +151,12 @@ func parseTOC(b []byte) (*toc, error) {
 // this descriptor vouches for: another image's manifest may have named another one for
 // the same blob, and only the TOC's digest was ever compared.
 func (op *opening) cachedTOC(x *index) (*Layer, error) {
-	if string(x.toc) != op.desc.Annotations[tocDigestAnnotation] {
-		return nil, nil
+	for _, src := range tocSources(op.desc.Annotations) {
+		if src.key() == x.toc && src.codec() == x.codec {
+			return op.lazyLayer(x)
+		}
 	}
-	return op.lazyLayer(x)
+	return nil, nil
 }
 
 func (op *opening) lazyLayer(x *index) (*Layer, error) {
@@ -226,7 +170,7 @@ func (op *opening) lazyLayer(x *index) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := op.layer(x.tree, pack, newLazy(op.src, pack, &chunks{x.chunks, x.blobEnd}, units))
+	l := op.layer(x.tree, pack, newLazy(op.src, pack, &chunks{x.chunks, x.blobEnd, x.codec}, units))
 	l.toc = true
 	return l, nil
 }

@@ -17,11 +17,11 @@ import (
 // while its digest is computed. eStargz has 4 MiB by default.
 const maxChunk = 64 << 20
 
-// index makes a tree of a TOC, which stands at offset end of the blob. The pack is
-// the chunks in the order of the blob.
-func (t *toc) index(end int64) (*index, error) {
+// index makes a tree of a TOC, whose chunks end before offset end of the blob. The pack
+// is the chunks in the order of the blob.
+func (t *toc) index(end int64, c codec) (*index, error) {
 	t.Entries = slices.DeleteFunc(t.Entries, func(e tocEntry) bool { return landmark(clean(e.Name)) })
-	p := &placing{end: end, files: make([][]int, len(t.Entries))}
+	p := &placing{end: end, codec: c, files: make([][]run, len(t.Entries))}
 	if err := p.collect(t.Entries); err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (t *toc) index(end int64) (*index, error) {
 			return nil, err
 		}
 	}
-	x := &index{tree: b.finish(), size: p.size, blobEnd: end, chunks: make([]chunk, len(p.chunks))}
+	x := &index{tree: b.finish(), size: p.size, blobEnd: end, codec: c, chunks: make([]chunk, len(p.chunks))}
 	for i := range p.chunks {
 		x.chunks[i] = p.chunks[i].chunk
 	}
@@ -57,18 +57,27 @@ func (t *toc) index(end int64) (*index, error) {
 // A placing gives every chunk of a TOC its place in the pack.
 type placing struct {
 	end    int64
+	codec  codec
 	chunks []placed
-	files  [][]int // of each entry, its chunks by their seq
+	files  [][]run // of each entry
 	bySeq  []int   // after sort: where in chunks the one with a seq is
 	size   int64
 }
 
 type placed struct {
 	chunk
-	seq    int   // in the order of the TOC
-	inFile int64 // offset in the file
-	at     int64 // offset in the pack
+	seq int   // in the order of the TOC
+	at  int64 // offset in the pack
 }
+
+// A run is n bytes of a file at off: a chunk, or a hole.
+type run struct {
+	off, n int64
+	seq    int // of the chunk; -1 for a hole
+}
+
+// zeros is the type of chunks that are holes.
+const zeros = "zeros"
 
 // collect takes the chunks of all files: a reg entry is its file's first chunk, and chunk entries follow it.
 func (p *placing) collect(entries []tocEntry) error {
@@ -87,26 +96,39 @@ func (p *placing) collect(entries []tocEntry) error {
 		case file < 0 || e.Name != entries[file].Name:
 			return fmt.Errorf("%w: TOC: chunk of %.64q without its file", ErrFormat, e.Name)
 		}
-		single := i+1 == len(entries) || entries[i+1].Type != "chunk"
-		c, err := e.chunk(&entries[file], single && file == i, p.end)
-		if err != nil {
+		single := file == i && (i+1 == len(entries) || entries[i+1].Type != "chunk")
+		if err := p.part(e, file, &entries[file], single); err != nil {
 			return err
-		}
-		p.files[file] = append(p.files[file], len(p.chunks))
-		p.chunks = append(p.chunks, placed{chunk: c, seq: len(p.chunks), inFile: e.ChunkOffset})
-		if p.size += c.n; p.size > maxTar {
-			return fmt.Errorf("%w: more than %d bytes of content", ErrLimit, int64(maxTar))
 		}
 	}
 	return nil
 }
 
-// chunk reads what an entry says of its chunk; single is one that is its whole file.
-func (e *tocEntry) chunk(file *tocEntry, single bool, end int64) (chunk, error) {
-	c := chunk{off: e.Offset, inner: e.InnerOffset, n: e.ChunkSize}
-	if c.n == 0 {
-		c.n = file.Size - e.ChunkOffset
+// part takes one chunk of a file; single is one that is its whole file.
+func (p *placing) part(e *tocEntry, file int, f *tocEntry, single bool) error {
+	n := e.ChunkSize
+	if n == 0 {
+		n = f.Size - e.ChunkOffset
 	}
+	if e.ChunkType == zeros {
+		p.files[file] = append(p.files[file], run{e.ChunkOffset, n, -1})
+		return nil
+	}
+	c, err := p.chunk(e, n, single)
+	if err != nil {
+		return err
+	}
+	p.files[file] = append(p.files[file], run{e.ChunkOffset, n, len(p.chunks)})
+	p.chunks = append(p.chunks, placed{chunk: c, seq: len(p.chunks)})
+	if p.size += n; p.size > maxTar {
+		return fmt.Errorf("%w: more than %d bytes of content", ErrLimit, int64(maxTar))
+	}
+	return nil
+}
+
+// chunk reads what an entry says of its chunk of n bytes.
+func (p *placing) chunk(e *tocEntry, n int64, single bool) (chunk, error) {
+	c := chunk{off: e.Offset, inner: e.InnerOffset, n: n}
 	sum := e.ChunkDigest
 	if sum == "" && single {
 		sum = e.Digest
@@ -115,11 +137,13 @@ func (e *tocEntry) chunk(file *tocEntry, single bool, end int64) (chunk, error) 
 	switch {
 	case c.n > maxChunk:
 		return c, fmt.Errorf("%w: %q has a chunk of %d bytes", errNoTOC, e.Name, c.n)
+	case p.codec == codecZstd && c.inner > maxFrame-maxBlock-c.n:
+		return c, fmt.Errorf("%w: %q stands behind %d bytes in its frame", errNoTOC, e.Name, c.inner)
 	case sum == "":
 		return c, fmt.Errorf("%w: %q has a chunk without a digest", errNoTOC, e.Name)
 	case err != nil || len(raw) != sha256.Size:
 		return c, fmt.Errorf("%w: TOC: %.64q: digest %.80q", ErrFormat, e.Name, sum)
-	case c.off < 0 || c.off >= end || c.n <= 0 || c.inner < 0 || c.inner > 1032*(end-c.off):
+	case c.off < 0 || c.off >= p.end || c.n <= 0 || c.inner < 0 || c.inner > p.codec.ratio()*(p.end-c.off):
 		return c, fmt.Errorf("%w: TOC: %.64q: chunk of %d bytes at %d+%d", ErrFormat, e.Name, c.n, c.off, c.inner)
 	}
 	copy(c.sum[:], raw)
@@ -140,20 +164,19 @@ func (p *placing) sort() {
 	}
 }
 
-// extents are the runs of a file, which its chunks must cover without a gap.
-func (p *placing) extents(e *tocEntry, seqs []int) ([]extent, error) {
-	extents := make([]extent, len(seqs))
-	for i, seq := range seqs {
-		c := &p.chunks[p.bySeq[seq]]
-		extents[i] = extent{off: c.inFile, n: c.n, at: c.at}
-	}
-	slices.SortFunc(extents, func(a, b extent) int { return cmp.Compare(a.off, b.off) })
+// extents are where the runs of a file are, which must cover it without a gap.
+func (p *placing) extents(e *tocEntry, runs []run) ([]extent, error) {
+	slices.SortFunc(runs, func(a, b run) int { return cmp.Compare(a.off, b.off) })
+	extents := make([]extent, 0, len(runs))
 	var end int64
-	for _, x := range extents {
-		if x.off != end {
-			return nil, fmt.Errorf("%w: TOC: chunks of %.64q: one at %d, wanted at %d", ErrFormat, e.Name, x.off, end)
+	for _, r := range runs {
+		if r.off != end || r.n <= 0 || r.n > e.Size-end {
+			return nil, fmt.Errorf("%w: TOC: chunks of %.64q: %d bytes at %d, wanted some at %d", ErrFormat, e.Name, r.n, r.off, end)
 		}
-		end += x.n
+		end += r.n
+		if r.seq >= 0 {
+			extents = append(extents, extent{off: r.off, n: r.n, at: p.chunks[p.bySeq[r.seq]].at})
+		}
 	}
 	if end != e.Size {
 		return nil, fmt.Errorf("%w: TOC: chunks of %.64q: %d bytes of %d", ErrFormat, e.Name, end, e.Size)

@@ -5,12 +5,26 @@ import (
 	"strings"
 )
 
+// A limit is why an archive cannot be had in a format with a TOC.
+type limit string
+
 const (
-	noSparse  = "the encoder copies a sparse file's map for content"
-	noNsec    = "its times are whole seconds"
-	noUTF8    = "its names are JSON strings"
-	oneByName = "the encoder keeps one entry a name before it looks at links"
+	noSparse  limit = "the encoder copies a sparse file's map for content"
+	noUTF8    limit = "its names are JSON strings"
+	noNsec    limit = "the reference encoder's times are whole seconds"
+	oneByName limit = "the reference encoder keeps one entry a name before it looks at links"
 )
+
+// of reports whether there is no blob of the format.
+func (n limit) of(format string) bool {
+	switch format {
+	case "estargz", "zstd:chunked stargz":
+		return n != ""
+	case "zstd:chunked":
+		return n == noSparse || n == noUTF8
+	}
+	return false
+}
 
 var (
 	name255  = strings.Repeat("n", 255)

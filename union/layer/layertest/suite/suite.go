@@ -11,6 +11,7 @@ package suite
 import (
 	"context"
 	"iter"
+	"maps"
 	"slices"
 	"testing"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/layerfs/layerfs/union/layer"
 	"github.com/layerfs/layerfs/union/layer/layertest"
 	"github.com/layerfs/layerfs/union/layer/layertest/estargztest"
+	"github.com/layerfs/layerfs/union/layer/layertest/zstdchunkedtest"
 )
 
 // A Layer is what the suite tests. *layer.Layer is one.
@@ -39,10 +41,17 @@ type Layer interface {
 // Open opens a blob. It fails the test when it cannot.
 type Open func(t *testing.T, blob []byte, desc ocispec.Descriptor, diffID digest.Digest) Layer
 
+// Encoders are those of the formats with a TOC.
+var Encoders = map[string]layertest.Encoder{
+	"estargz":             estargztest.Encode,
+	"zstd:chunked":        zstdchunkedtest.Encode,
+	"zstd:chunked stargz": zstdchunkedtest.EncodeStargz,
+}
+
 // Run runs every case in every format, or in the formats that are named.
 func Run(t *testing.T, open Open, formats ...string) {
 	if len(formats) == 0 {
-		formats = append(layertest.Formats(), "estargz")
+		formats = append(layertest.Formats(), slices.Sorted(maps.Keys(Encoders))...)
 	}
 	for _, format := range formats {
 		t.Run(format, func(t *testing.T) {
@@ -62,16 +71,16 @@ func Run(t *testing.T, open Open, formats ...string) {
 //	opaque NAME          as in an archive: a directory that hides those below
 type testCase struct {
 	name, text, want string
-	noTOC            string                      // why there is none such in eStargz; "" when there is
+	noTOC            limit                       // why there is none such in formats with a TOC; "" when there is
 	defects          bool                        // something is wrong with it, and reported
 	check            func(t *testing.T, l Layer) // in place of want
 }
 
 func (c *testCase) run(t *testing.T, format string, open Open) {
-	if format == "estargz" && c.noTOC != "" {
-		t.Skip("eStargz: " + c.noTOC)
+	if c.noTOC.of(format) {
+		t.Skip(format + ": " + string(c.noTOC))
 	}
-	blob, desc, diffID := layertest.Blob(c.text, format, estargztest.Encode)
+	blob, desc, diffID := layertest.Blob(c.text, format, Encoders[format])
 	l := open(t, blob, desc, diffID)
 	defer func() {
 		if err := l.Close(); err != nil {
