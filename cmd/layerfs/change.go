@@ -172,7 +172,7 @@ type commitFlags struct {
 
 func setupCommit(flags *pflag.FlagSet) runFunc {
 	var c commitFlags
-	flags.StringVar(&c.compression, "compression", "gzip", "gzip, zstd, estargz or none")
+	flags.StringVar(&c.compression, "compression", "gzip", "gzip, zstd, estargz, zstd:chunked or none")
 	flags.IntVar(&c.level, "level", 0, "compression level (0: the usual one)")
 	flags.StringArrayVar(&c.changes, "change", nil, "change the config as a Dockerfile line does: CMD ENTRYPOINT ENV EXPOSE LABEL USER VOLUME WORKDIR STOPSIGNAL ONBUILD")
 	flags.StringVarP(&c.message, "message", "m", "", "comment of the history entry")

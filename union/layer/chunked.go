@@ -18,6 +18,7 @@ const (
 
 	manifestChecksum = "manifest-checksum" // of the manifest as it stands in the blob, compressed
 	manifestPosition = "manifest-position" // see parsePosition
+	tarSplitPosition = "tarsplit-position" // the same without a type; only written
 )
 
 // skippableHeader stands before the content of a skippable frame (RFC 8878, section 3.1.2).

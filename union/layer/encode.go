@@ -18,9 +18,11 @@ import (
 
 // Compression says how Encode makes a blob.
 type Compression struct {
-	// Algorithm is "gzip", "zstd", "estargz" (gzip with an index, read lazily) or "none"; "" is gzip.
+	// Algorithm is "gzip", "zstd", "estargz" (gzip with an index, read lazily),
+	// "zstd:chunked" (zstd with one) or "none"; "" is gzip.
 	Algorithm string
-	// Level is the algorithm's own: 1 … 9 for gzip and estargz, 1 … 22 for zstd. 0 is its default.
+	// Level is the algorithm's own: 1 … 9 for gzip and estargz, 1 … 22 for zstd and
+	// zstd:chunked. 0 is its default.
 	Level int
 }
 
@@ -33,8 +35,8 @@ type Encoded struct {
 
 // Encode makes a layer blob of a tar in one pass. It compresses in parallel, and the
 // same tar gives the same bytes on any number of cores. The error wraps ErrUnsupported
-// for an unknown algorithm or level, and, with estargz, for entries that its index cannot
-// hold: sparse files, and names that are no UTF-8.
+// for an unknown algorithm or level, and, with estargz and zstd:chunked, for entries that
+// their index cannot hold: sparse files, and names that are no UTF-8.
 func Encode(ctx context.Context, w io.Writer, tar io.Reader, c Compression) (Encoded, error) {
 	return encodeWith(ctx, w, tar, c, runtime.GOMAXPROCS(0))
 }
@@ -72,6 +74,7 @@ var encoders = []struct {
 	{"gzip", ocispec.MediaTypeImageLayerGzip, 9, (*encoding).gzip},
 	{"zstd", ocispec.MediaTypeImageLayerZstd, 22, (*encoding).zstd},
 	{"estargz", ocispec.MediaTypeImageLayerGzip, 9, (*encoding).estargz},
+	{"zstd:chunked", ocispec.MediaTypeImageLayerZstd, 22, (*encoding).zstdChunked},
 	{"none", ocispec.MediaTypeImageLayer, 0, (*encoding).plain},
 }
 
@@ -160,11 +163,7 @@ func gzipLevel(level int) int {
 }
 
 func (e *encoding) zstd(w io.Writer, tar io.Reader) error {
-	level := zstd.SpeedDefault
-	if e.level != 0 {
-		level = zstd.EncoderLevelFromZstd(e.level)
-	}
-	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(e.cores), zstd.WithZeroFrames(true))
+	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstdLevel(e.level)), zstd.WithEncoderConcurrency(e.cores), zstd.WithZeroFrames(true))
 	if err != nil {
 		return err
 	}
@@ -173,6 +172,13 @@ func (e *encoding) zstd(w io.Writer, tar io.Reader) error {
 		return err
 	}
 	return z.Close()
+}
+
+func zstdLevel(level int) zstd.EncoderLevel {
+	if level == 0 {
+		return zstd.SpeedDefault
+	}
+	return zstd.EncoderLevelFromZstd(level)
 }
 
 // annotate sets what an eStargz layer's descriptor must say.

@@ -14,7 +14,7 @@ import (
 type estargz struct{ level int }
 
 func (e *encoding) estargz(w io.Writer, tar io.Reader) error {
-	return e.toc(w, tar, &estargz{gzipLevel(e.level)})
+	return e.toc(w, tar, &estargz{gzipLevel(e.level)}, nil)
 }
 
 func (*estargz) chunkSize() int64 { return 4 << 20 } // the specification's default

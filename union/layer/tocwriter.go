@@ -37,6 +37,7 @@ type tocWriter struct {
 	taken  int64   // bytes of the tar so far
 	cur    *outMember
 	toc    []tocOut
+	split  *tarSplit // nil: not wanted
 
 	queue   chan *outMember
 	written chan error    // of writeMembers
@@ -92,10 +93,10 @@ type tocFile struct {
 	Entries []tocOut `json:"entries"`
 }
 
-// toc writes a tar in a format with a TOC.
-func (e *encoding) toc(w io.Writer, tar io.Reader, format tocFormat) error {
+// toc writes a tar in a format with a TOC; split may be nil.
+func (e *encoding) toc(w io.Writer, tar io.Reader, format tocFormat, split *tarSplit) error {
 	z := &tocWriter{
-		e: e, format: format, out: hashing{w: w}, cur: &outMember{}, queue: make(chan *outMember, e.cores),
+		e: e, format: format, split: split, out: hashing{w: w}, cur: &outMember{}, queue: make(chan *outMember, e.cores),
 		written: make(chan error, 1), failed: make(chan struct{}),
 	}
 	go func() { z.written <- z.writeMembers() }()
@@ -138,8 +139,22 @@ func (z *tocWriter) entries(tar io.Reader) error {
 
 // take is called with every byte of the tar.
 func (z *tocWriter) take(b []byte) {
+	z.split.take(b)
 	z.cur.data = append(z.cur.data, b...)
 	z.taken += int64(len(b))
+}
+
+// takeBehind takes what follows the archive, which may be long.
+func (z *tocWriter) takeBehind(b []byte) {
+	for len(b) > 0 {
+		n := min(len(b), max(1, int(z.format.chunkSize())-len(z.cur.data)))
+		z.take(b[:n])
+		b = b[n:]
+		if int64(len(z.cur.data)) >= z.format.chunkSize() {
+			z.split.flush()
+			z.cut()
+		}
+	}
 }
 
 // untake forgets the last n bytes, which no cut has come after.
@@ -208,10 +223,15 @@ func (z *tocWriter) entry(r *tarReader, h *tarHeader) error {
 		return err
 	}
 	z.toc = append(z.toc, e)
-	if e.Type != "reg" || h.size == 0 {
-		return nil
+	if e.Type == "reg" && h.size > 0 {
+		z.split.body()
+		err = z.content(r, h)
 	}
-	return z.content(r, h)
+	z.split.file(h)
+	if z.format.apart() && int64(len(z.cur.data)) >= z.format.chunkSize() {
+		z.cut() // many headers
+	}
+	return err
 }
 
 // content makes chunks of a file's content.
@@ -250,7 +270,7 @@ var tocTypes = map[byte]string{
 // and the tar must show the same.
 func tocEntryOf(h *tarHeader) (tocOut, error) {
 	e := tocOut{
-		Name: h.name, Type: tocTypes[h.typ], LinkName: h.link, Mode: h.mode & 0o7777, UID: h.uid, GID: h.gid,
+		Name: h.name, Type: tocTypes[h.typ], LinkName: h.link, Mode: h.mode, UID: h.uid, GID: h.gid,
 		ModTime: time.Unix(h.sec, int64(h.nsec)).UTC().Format(time.RFC3339Nano),
 	}
 	switch {
