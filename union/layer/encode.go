@@ -24,6 +24,12 @@ type Compression struct {
 	// Level is the algorithm's own: 1 … 9 for gzip and estargz, 1 … 22 for zstd and
 	// zstd:chunked. 0 is its default.
 	Level int
+	// Prioritized, of estargz and zstd:chunked, are paths of files that come first in the
+	// blob, in this order, with a landmark behind them that says to fetch them at once; paths
+	// that the layer has not, or whose place matters, are passed over. When it is not nil,
+	// the tar must be an io.ReaderAt with a Size, as *io.SectionReader is, and is read from
+	// its start. Diff ID and size are those of the tar in its new order.
+	Prioritized []string
 }
 
 // Encoded is what Encode made.
@@ -49,8 +55,17 @@ func encodeWith(ctx context.Context, w io.Writer, tar io.Reader, c Compression, 
 		if enc.name != c.Algorithm {
 			continue
 		}
+		if c.Prioritized != nil && !enc.toc {
+			return Encoded{}, fmt.Errorf("encode layer: %w: %s puts no files first", ErrUnsupported, enc.name)
+		}
 		if c.Level < 0 || c.Level > enc.maxLevel {
 			return Encoded{}, fmt.Errorf("encode layer: %w: %s has no level %d", ErrUnsupported, enc.name, c.Level)
+		}
+		if c.Prioritized != nil {
+			var err error
+			if tar, err = c.sorted(ctx, tar); err != nil {
+				return Encoded{}, fmt.Errorf("encode layer: %w", err)
+			}
 		}
 		e := &encoding{out: hashing{w: w, h: sha256.New()}, tar: sha256.New(), level: c.Level, cores: cores}
 		buffered := bufio.NewWriterSize(&e.out, 256<<10)
@@ -69,13 +84,14 @@ func encodeWith(ctx context.Context, w io.Writer, tar io.Reader, c Compression, 
 var encoders = []struct {
 	name, mediaType string
 	maxLevel        int
+	toc             bool
 	encode          func(e *encoding, w io.Writer, tar io.Reader) error
 }{
-	{"gzip", ocispec.MediaTypeImageLayerGzip, 9, (*encoding).gzip},
-	{"zstd", ocispec.MediaTypeImageLayerZstd, 22, (*encoding).zstd},
-	{"estargz", ocispec.MediaTypeImageLayerGzip, 9, (*encoding).estargz},
-	{"zstd:chunked", ocispec.MediaTypeImageLayerZstd, 22, (*encoding).zstdChunked},
-	{"none", ocispec.MediaTypeImageLayer, 0, (*encoding).plain},
+	{"gzip", ocispec.MediaTypeImageLayerGzip, 9, false, (*encoding).gzip},
+	{"zstd", ocispec.MediaTypeImageLayerZstd, 22, false, (*encoding).zstd},
+	{"estargz", ocispec.MediaTypeImageLayerGzip, 9, true, (*encoding).estargz},
+	{"zstd:chunked", ocispec.MediaTypeImageLayerZstd, 22, true, (*encoding).zstdChunked},
+	{"none", ocispec.MediaTypeImageLayer, 0, false, (*encoding).plain},
 }
 
 // An encoding is the state of one call of Encode.

@@ -49,7 +49,7 @@ func (f *estargz) finish(z *tocWriter) error {
 	if err != nil {
 		return err
 	}
-	data := tocTar(b)
+	data := append(tarOf(tocName, b), make([]byte, 2*blockSize)...)
 	packed, err := f.compress(data)
 	if err != nil {
 		return err
@@ -61,12 +61,12 @@ func (f *estargz) finish(z *tocWriter) error {
 	return err
 }
 
-// tocTar is the end of the tar: the TOC as a file, and two blocks of zeros.
-func tocTar(toc []byte) []byte {
-	b := make([]byte, blockSize, int64(len(toc))+4*blockSize)
-	copy(b, tocName)
+// tarOf is a file as an entry of a tar.
+func tarOf(name string, content []byte) []byte {
+	b := make([]byte, blockSize, int64(len(content))+4*blockSize)
+	copy(b, name)
 	for at, s := range map[int]string{
-		100: "0000444", 108: "0000000", 116: "0000000", 124: fmt.Sprintf("%011o", len(toc)), 136: "00000000000",
+		100: "0000444", 108: "0000000", 116: "0000000", 124: fmt.Sprintf("%011o", len(content)), 136: "00000000000",
 		148: "        ", 156: "0", 257: "ustar\x0000",
 	} {
 		copy(b[at:], s)
@@ -76,8 +76,8 @@ func tocTar(toc []byte) []byte {
 		sum += int(c)
 	}
 	copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
-	b = append(b, toc...)
-	return append(b, make([]byte, padding(int64(len(toc)))+2*blockSize)...)
+	b = append(b, content...)
+	return append(b, make([]byte, padding(int64(len(content))))...)
 }
 
 // footer is an empty gzip member of 51 bytes whose extra field says where the TOC begins.

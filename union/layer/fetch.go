@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sort"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -21,10 +22,35 @@ const fetchStep = 16 << 20
 // request after the other, as a sequential reader would: holes that lie close
 // together come with one request.
 func (l *Layer) Fetch(ctx context.Context) error {
+	return l.fetch(ctx, l.pack.Size())
+}
+
+// FetchPrefix brings into the cache what stands in the first end bytes of the blob. It
+// does nothing for a layer that is complete.
+func (l *Layer) FetchPrefix(ctx context.Context, end int64) error {
 	if l.lazy == nil {
 		return nil
 	}
-	for run, ok := l.hole(0); ok; run, ok = l.hole(run.Off + run.N) {
+	z := l.lazy
+	i := sort.Search(z.count(), func(i int) bool { return z.startOf(i) >= end })
+	if i == 0 {
+		return nil
+	}
+	_, unit := z.units(i - 1)
+	return l.fetch(ctx, z.unit[unit].Off+z.unit[unit].Len)
+}
+
+// Landmark returns the end of the part of the blob that holds the files which whoever
+// built the image wants to be fetched at once; ok is false when there is no such part.
+// FetchPrefix fetches it.
+func (l *Layer) Landmark() (end int64, ok bool) { return l.prefix, l.prefix > 0 }
+
+// fetch brings the first size bytes of the pack into the cache.
+func (l *Layer) fetch(ctx context.Context, size int64) error {
+	if l.lazy == nil {
+		return nil
+	}
+	for run, ok := l.hole(0, size); ok; run, ok = l.hole(run.Off+run.N, size) {
 		if err := l.FetchRun(ctx, run); err != nil {
 			return err
 		}
@@ -32,9 +58,10 @@ func (l *Layer) Fetch(ctx context.Context) error {
 	return nil
 }
 
-// hole is the first run of missing units at off, the beginning of one, or behind it, up to fetchStep.
-func (l *Layer) hole(off int64) (run Range, ok bool) {
-	for off < l.pack.Size() && run.N < fetchStep {
+// hole is the first run of missing units at off, the beginning of one, or behind it, up to
+// fetchStep, and before size.
+func (l *Layer) hole(off, size int64) (run Range, ok bool) {
+	for off < size && run.N < fetchStep {
 		start, end := l.pack.Unit(off)
 		switch missing := !l.pack.Has(start, end-start); {
 		case missing && !ok:

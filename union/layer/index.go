@@ -29,6 +29,7 @@ type index struct {
 	chunks  []chunk
 	blobEnd int64 // where the last chunk ends at the latest
 	codec   codec
+	prefix  int64 // where the landmark behind the prioritized files begins; 0: there is none
 }
 
 // indexMagic ends with the version: what another version wrote is made anew.
@@ -72,6 +73,7 @@ func (x *index) encodeRaw() []byte {
 	e.tree(x.tree)
 	e.uint(uint64(x.blobEnd))
 	e.uint(uint64(x.codec))
+	e.uint(uint64(x.prefix))
 	e.uint(uint64(len(x.chunks)))
 	var last int64
 	for i := range x.chunks {
@@ -186,6 +188,7 @@ func decodeRawIndex(b []byte) (*index, error) {
 	x.tree = d.tree()
 	x.blobEnd = d.length()
 	x.codec = d.codec()
+	x.prefix = d.length()
 	d.chunks(x)
 	d.sections(x)
 	if d.bad || len(d.b) > 0 {

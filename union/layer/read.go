@@ -26,6 +26,7 @@ type Layer struct {
 	toc    bool  // the tree came from a table of contents
 	src    *source
 	why    string // when not lazy: why
+	prefix int64  // see Landmark
 	closed atomic.Bool
 }
 

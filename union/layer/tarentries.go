@@ -76,7 +76,7 @@ const tocName = "stargz.index.json"
 // landmark reports whether name is what an eStargz layer has for itself in its root
 // directory (eStargz specification): no part of the image's content.
 func landmark(name string) bool {
-	return name == tocName || name == ".prefetch.landmark" || name == ".no.prefetch.landmark"
+	return name == tocName || name == prefetchLandmark || name == noPrefetchLandmark
 }
 
 // hideLandmarks removes what eStargz puts into the root.

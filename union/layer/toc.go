@@ -172,5 +172,6 @@ func (op *opening) lazyLayer(x *index) (*Layer, error) {
 	}
 	l := op.layer(x.tree, pack, newLazy(op.src, pack, &chunks{x.chunks, x.blobEnd, x.codec}, units))
 	l.toc = true
+	l.prefix = min(x.prefix, x.blobEnd)
 	return l, nil
 }

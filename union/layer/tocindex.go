@@ -20,6 +20,7 @@ const maxChunk = 64 << 20
 // index makes a tree of a TOC, whose chunks end before offset end of the blob. The pack
 // is the chunks in the order of the blob.
 func (t *toc) index(end int64, c codec) (*index, error) {
+	prefix := t.prefix()
 	t.Entries = slices.DeleteFunc(t.Entries, func(e tocEntry) bool { return landmark(clean(e.Name)) })
 	p := &placing{end: end, codec: c, files: make([][]run, len(t.Entries))}
 	if err := p.collect(t.Entries); err != nil {
@@ -47,11 +48,21 @@ func (t *toc) index(end int64, c codec) (*index, error) {
 			return nil, err
 		}
 	}
-	x := &index{tree: b.finish(), size: p.size, blobEnd: end, codec: c, chunks: make([]chunk, len(p.chunks))}
+	x := &index{tree: b.finish(), size: p.size, blobEnd: end, codec: c, prefix: prefix, chunks: make([]chunk, len(p.chunks))}
 	for i := range p.chunks {
 		x.chunks[i] = p.chunks[i].chunk
 	}
 	return x, nil
+}
+
+// prefix is where the prefetch landmark's content begins, or 0.
+func (t *toc) prefix() int64 {
+	for i := range t.Entries {
+		if e := &t.Entries[i]; e.Type == "reg" && e.Offset > 0 && clean(e.Name) == prefetchLandmark {
+			return e.Offset
+		}
+	}
+	return 0
 }
 
 // A placing gives every chunk of a TOC its place in the pack.
