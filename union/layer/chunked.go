@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -81,12 +80,7 @@ func (c chunkedTOC) unpack(b []byte, size int64) ([]byte, error) {
 	if c.packed != "" && c.packed.Algorithm().FromBytes(b) != c.packed {
 		return nil, fmt.Errorf("%w: the compressed TOC is not %s", ErrDigest, c.packed)
 	}
-	z := zstdDecoders.Get().(*zstd.Decoder)
-	defer zstdDecoders.Put(z)
-	json, err := z.DecodeAll(b, make([]byte, 0, size))
-	if err == nil && int64(len(json)) != size {
-		err = fmt.Errorf("%d bytes, want %d", len(json), size)
-	}
+	json, err := unpackFrames(b, size, nil)
 	if err != nil {
 		if c.packed == "" {
 			return nil, fmt.Errorf("%w: TOC: %w", ErrDigest, err)

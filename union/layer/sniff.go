@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/zstd"
-
 	"github.com/layerfs/layerfs/union/layer/inflate"
 )
 
@@ -71,17 +69,6 @@ func sniff(b []byte) (*compression, error) {
 		}
 	}
 	return nil, fmt.Errorf("%w: neither tar nor gzip nor zstd (begins with % x)", ErrUnsupported, b[:min(len(b), 8)])
-}
-
-// maxWindow is the memory that a zstd frame may ask for: what `zstd --long` makes.
-const maxWindow = 128 << 20
-
-func unzstd(r io.Reader, _ func(inflate.Checkpoint)) (io.Reader, error) {
-	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(false))
-	if err != nil {
-		return nil, err
-	}
-	return z.IOReadCloser(), nil
 }
 
 // untar passes a tar on. A section is whatever is long enough.
