@@ -89,7 +89,7 @@ func ambiguous(both bool) error {
 
 func errSchema1() error {
 	return faultf(ErrUnsupported, "the manifest has the old schema 1, without sizes and diff IDs").
-		withHint("pull and push the image with a current docker, podman or skopeo")
+		withHint("convert it: skopeo copy --format oci docker://OLD docker://NEW")
 }
 
 // checkManifest refuses manifests whose layers are no root file system.

@@ -261,10 +261,8 @@ func (e *env) verifyLayer(ctx context.Context, im *image, i int, deep bool) (fau
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	d := im.Manifest.Layers[i]
-	plain := d
-	plain.Annotations = nil
-	o := layer.Options{DiffID: im.diffID(i), Logger: e.log}
-	tar, err := layer.Open(ctx, plain, im.Blob(d), store, o)
+	o := layer.Options{DiffID: im.diffID(i), Logger: e.log, Whole: true}
+	tar, err := layer.Open(ctx, d, im.Blob(d), store, o)
 	if errors.Is(err, layer.ErrDigest) || errors.Is(err, layer.ErrFormat) {
 		return []string{err.Error()}, nil
 	}

@@ -108,22 +108,27 @@ func TestDiffID(t *testing.T) {
 func TestRefused(t *testing.T) {
 	text := []byte("this is no layer, whatever its media type says")
 	tar := layertest.Tar(`random a 5KiB`)
+	erofs := make([]byte, 1<<20)
+	copy(erofs[1024:], "\xe2\xe1\xf5\xe0")
 	for _, tc := range []struct {
 		name, mediaType string
 		b               []byte
 		want            error
+		says            string
 	}{
-		{"no format", ocispec.MediaTypeImageLayerGzip, text, layer.ErrUnsupported},
-		{"encrypted", ocispec.MediaTypeImageLayerGzip + "+encrypted", tar, layer.ErrUnsupported},
-		{"nydus", "application/vnd.oci.image.layer.nydus.blob.v1", tar, layer.ErrUnsupported},
-		{"attestation", "application/vnd.in-toto+json", []byte("{}"), layer.ErrUnsupported},
-		{"cut short", "", tar[:3000], layer.ErrFormat},
-		{"bad header", "", append(bytes.Clone(tar[:6*512]), bytes.Repeat([]byte("x"), 1024)...), layer.ErrFormat},
+		{"no format", ocispec.MediaTypeImageLayerGzip, text, layer.ErrUnsupported, "neither tar nor gzip nor zstd"},
+		{"encrypted", ocispec.MediaTypeImageLayerGzip + "+encrypted", tar, layer.ErrUnsupported, "decrypt"},
+		{"nydus", "application/vnd.oci.image.layer.nydus.blob.v1", tar, layer.ErrUnsupported, "converted from"},
+		{"attestation", "application/vnd.in-toto+json", []byte("{}"), layer.ErrUnsupported, "attestation"},
+		{"erofs by its type", "application/vnd.erofs.layer.v1", tar, layer.ErrUnsupported, "mount -t erofs"},
+		{"erofs", ocispec.MediaTypeImageLayer, erofs, layer.ErrUnsupported, "mount -t erofs"},
+		{"cut short", "", tar[:3000], layer.ErrFormat, ""},
+		{"bad header", "", append(bytes.Clone(tar[:6*512]), bytes.Repeat([]byte("x"), 1024)...), layer.ErrFormat, ""},
 	} {
 		desc := ocispec.Descriptor{MediaType: tc.mediaType, Digest: digest.FromBytes(tc.b), Size: int64(len(tc.b))}
 		s := newStore(t)
-		if _, err := layer.Open(t.Context(), desc, &blob{b: tc.b}, s, layer.Options{}); !errors.Is(err, tc.want) {
-			t.Errorf("%s: %v, want %v", tc.name, err, tc.want)
+		if _, err := layer.Open(t.Context(), desc, &blob{b: tc.b}, s, layer.Options{}); !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v, want %v: %s", tc.name, err, tc.want, tc.says)
 		}
 		nothingThere(t, s, desc.Digest)
 	}

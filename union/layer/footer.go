@@ -3,6 +3,7 @@ package layer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -11,10 +12,16 @@ import (
 )
 
 const (
-	footerSize       = 51
-	legacyFooterSize = 47 // of stargz, without the subfield of RFC 1952
-	footerMagic      = "STARGZ"
+	footerSize         = 51
+	legacyFooterSize   = 47 // of stargz, without the subfield of RFC 1952
+	externalFooterSize = 46 // of a layer whose TOC lies in another image
+	footerMagic        = "STARGZ"
+	externalMagic      = "STARGZEXTERNALTOC"
 )
+
+// errExternalTOC says that the TOC lies in another image, as stargz-snapshotter's
+// converter makes it when the layers have to stay small.
+var errExternalTOC = fmt.Errorf("%w: it lies in another image", errNoTOC)
 
 // smallLayer is what costs as much time to fetch as a request: such layers are fetched with their TOC.
 const smallLayer = 256 << 10
@@ -37,18 +44,44 @@ func (s stargzTOC) key() digest.Digest { return digest.Digest(s) }
 
 func (s stargzTOC) fetch(ctx context.Context, op *opening) (*foundTOC, error) {
 	tail, off, err := op.readTail(ctx)
+	start := op.desc.Size - int64(len(tail))
+	packed := tail[max(0, off-start):]
+	if errors.Is(err, errExternalTOC) {
+		off = op.desc.Size - externalFooterSize
+		packed, err = op.externalTOC(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
-	start := op.desc.Size - int64(len(tail))
-	b, err := readTOC(tail[off-start:], s.key())
+	b, err := readTOC(packed, s.key())
 	if err != nil {
 		return nil, err
 	}
 	return &foundTOC{json: b, end: off, run: tail, runOff: start}, nil
 }
 
-// readTail returns the end of the blob, from the TOC at the latest, and the offset of the TOC in the blob.
+// externalTOC is the TOC from another image, as it stands there.
+func (op *opening) externalTOC(ctx context.Context) ([]byte, error) {
+	if op.o.ExternalTOC == nil {
+		return nil, errExternalTOC
+	}
+	body, err := op.o.ExternalTOC(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errExternalTOC, err)
+	}
+	defer body.Close()
+	b, err := io.ReadAll(io.LimitReader(body, maxTOC+1))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errExternalTOC, err)
+	}
+	if len(b) > maxTOC {
+		return nil, fmt.Errorf("%w, with more than %d bytes", errExternalTOC, maxTOC)
+	}
+	return b, nil
+}
+
+// readTail returns the end of the blob, from the TOC at the latest, and the offset of the
+// TOC in the blob. With errExternalTOC it returns what it has read.
 func (op *opening) readTail(ctx context.Context) (tail []byte, off int64, err error) {
 	size := op.desc.Size
 	n := tailSize(size)
@@ -59,7 +92,7 @@ func (op *opening) readTail(ctx context.Context) (tail []byte, off int64, err er
 		return nil, 0, err
 	}
 	if off, err = parseFooter(tail[n-footerSize:]); err != nil {
-		return nil, 0, err
+		return tail, 0, err
 	}
 	if off > size-legacyFooterSize {
 		return nil, 0, fmt.Errorf("%w: its offset %d lies behind the blob", errNoTOC, off)
@@ -95,6 +128,9 @@ func parseFooter(b []byte) (int64, error) {
 		if err == nil {
 			return int64(off), nil
 		}
+	}
+	if extra, err := gzipExtra(b[len(b)-externalFooterSize:]); err == nil && string(extra) == "SG\x11\x00"+externalMagic {
+		return 0, errExternalTOC
 	}
 	return 0, fmt.Errorf("%w: no footer", errNoTOC)
 }

@@ -162,7 +162,7 @@ func FuzzTree(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = resum(b)
-		tr, err := readTar(streamOf(b))
+		tr, err := readTar(streamOf(b), false)
 		if err != nil {
 			return
 		}
@@ -212,7 +212,7 @@ func visit(t *testing.T, tr *tree, dir ID, depth int) {
 func FuzzIndex(f *testing.F) {
 	for _, text := range tarSeeds {
 		b := layertest.Tar(text)
-		tr, err := readTar(streamOf(b))
+		tr, err := readTar(streamOf(b), false)
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -75,6 +75,14 @@ type Options struct {
 	FindDiffID func(ctx context.Context) (digest.Digest, error)
 	Logger     *slog.Logger   // nil discards
 	Progress   func(Progress) // called from one goroutine at a time, often; nil for none
+
+	// Whole reads the layer as the tar that it is, whatever index it has.
+	Whole bool
+	// ExternalTOC fetches what another image has as the TOC of this layer: the layer of
+	// that image whose annotation containerd.io/snapshot/stargz/layer.digest names this
+	// one (eStargz with an external TOC). It is called when there is no other TOC; what it
+	// returns is held to the digest that the descriptor has. nil: there is no other image.
+	ExternalTOC func(context.Context) (io.ReadCloser, error)
 }
 
 // Progress is where the opening of a layer stands.

@@ -17,7 +17,7 @@ import (
 // Open opens the layer that d describes; r reads the blob, of which every byte
 // that counts is verified. What s has already is not fetched again.
 //
-// A layer with an index (eStargz, whose TOC's digest d's annotations must have)
+// A layer with an index (eStargz or zstd:chunked, of whose TOC d's annotations must have a digest)
 // is there as soon as the index is; its content is fetched when it is read.
 // Any other is read whole first, and nothing of it is kept unless its digest,
 // its size and, with o.DiffID, that of its tar are right.
@@ -63,7 +63,11 @@ func (op *opening) open(ctx context.Context) (*Layer, error) {
 		return nil, err
 	}
 	defer unlock()
-	for _, step := range []func(context.Context) (*Layer, error){op.cached, op.lazily, op.whole} {
+	steps := []func(context.Context) (*Layer, error){op.cached, op.lazily, op.whole}
+	if op.o.Whole {
+		steps = steps[2:]
+	}
+	for _, step := range steps {
 		if l, err := step(ctx); l != nil || err != nil {
 			return l, err
 		}
@@ -82,9 +86,9 @@ func (op *opening) check() error {
 	if op.desc.Size < 0 {
 		return fmt.Errorf("%w: size %d", ErrFormat, op.desc.Size)
 	}
-	for _, word := range []string{"encrypted", "nydus", "in-toto"} {
-		if strings.Contains(op.desc.MediaType, word) {
-			return fmt.Errorf("%w: %s", ErrUnsupported, op.desc.MediaType)
+	for _, r := range refusals {
+		if strings.Contains(op.desc.MediaType, r.word) {
+			return fmt.Errorf("%w: %s (%s)", ErrUnsupported, r.why, op.desc.MediaType)
 		}
 	}
 	return nil
@@ -110,6 +114,16 @@ func (op *opening) findDiffID(ctx context.Context) (err error) {
 	}
 	return op.checkDiffIDForm()
 }
+
+// refusals are layers that are no tar archives, by a word of their media type, and what to do about them.
+var refusals = []struct{ word, why string }{
+	{"encrypted", "the layer is encrypted: decrypt the image first, with skopeo copy --decryption-key"},
+	{"nydus", "a nydus layer is no tar: open the image that it was converted from"},
+	{"in-toto", "an attestation is no layer: open the image that it is about"},
+	{"erofs", whyErofs},
+}
+
+const whyErofs = "an EROFS image is no tar: open the image that it was made from, or mount the blob with mount -t erofs"
 
 // cached opens the layer from the cache, or returns nil.
 func (op *opening) cached(ctx context.Context) (*Layer, error) {

@@ -22,8 +22,8 @@ type compression struct {
 	ratio int64
 }
 
-// sniffLen is what match needs to see.
-const sniffLen = blockSize
+// sniffLen is what match and isErofs need to see.
+const sniffLen = erofsOff + 4
 
 var compressions = []compression{
 	{name: "gzip", match: isGzip, open: gunzip, resume: resumeGzip, ratio: 1032},
@@ -62,7 +62,16 @@ func codingNamed(name string) *compression {
 	return nil
 }
 
+const erofsOff = 1024 // of the superblock (Linux, fs/erofs/erofs_fs.h); what stands before it may be zeros, like an empty tar
+
+func isErofs(b []byte) bool {
+	return len(b) >= erofsOff+4 && bytes.Equal(b[erofsOff:erofsOff+4], []byte{0xe2, 0xe1, 0xf5, 0xe0})
+}
+
 func sniff(b []byte) (*compression, error) {
+	if isErofs(b) && !checksumOK((*[blockSize]byte)(b)) {
+		return nil, fmt.Errorf("%w: %s", ErrUnsupported, whyErofs)
+	}
 	for i := range compressions {
 		if c := &compressions[i]; c.match(b) {
 			return c, nil

@@ -137,7 +137,7 @@ func (s *stream) run(ctx context.Context) (*tree, error) {
 	g.Go(func() { s.decode(decoding) })
 	g.Go(func() { s.survey.follow(s.spent, s.blobBufs) })
 	g.Go(func() { s.store(decoding, cancel) })
-	t, err := readTar(&tarStream{next: s.stored.reader(s.tarBufs)})
+	t, err := readTar(&tarStream{next: s.stored.reader(s.tarBufs)}, len(tocSources(s.desc.Annotations)) > 0)
 	stop()
 	g.Wait()
 	if err := s.verdict(err); err != nil {

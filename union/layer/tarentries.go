@@ -11,8 +11,9 @@ import (
 const maxExtents = 32 << 20
 
 // readTar builds the tree of an archive. It reads the stream to its end, also
-// what follows the archive, because the stream is hashed.
-func readTar(in *tarStream) (*tree, error) {
+// what follows the archive, because the stream is hashed. What a format with a TOC puts
+// into the root is hidden when hasTOC is set, or the last entry is a TOC.
+func readTar(in *tarStream, hasTOC bool) (*tree, error) {
 	r, b := &tarReader{in: in}, newBuilder()
 	extents, toc := 0, false
 	for {
@@ -36,7 +37,7 @@ func readTar(in *tarStream) (*tree, error) {
 			return nil, err
 		}
 	}
-	if toc {
+	if toc || hasTOC {
 		b.hideLandmarks()
 	}
 	return b.finish(), in.drain()
