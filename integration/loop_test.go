@@ -47,10 +47,7 @@ func sampleImage(t *testing.T) registrytest.Image {
 	t.Helper()
 	var im registrytest.Image
 	for i, text := range sampleLayers {
-		algorithm := "gzip"
-		if i == 1 {
-			algorithm = "estargz"
-		}
+		algorithm := []string{"gzip", "estargz", "zstd:chunked"}[i]
 		var blob bytes.Buffer
 		enc, err := layer.Encode(context.Background(), &blob, bytes.NewReader(layertest.Tar(text)), layer.Compression{Algorithm: algorithm})
 		if err != nil {
@@ -179,8 +176,8 @@ func TestCommitToFiles(t *testing.T) {
 	want := tree(t, rw)
 	dir := t.TempDir()
 	for _, dest := range []string{"oci:" + dir + "/layout:v1", "docker-archive:" + dir + "/docker.tar:changed:v1", "oci-archive:" + dir + "/oci.tar:v1"} {
-		for _, compression := range []string{"gzip", "zstd", "none"} {
-			if strings.HasPrefix(dest, "docker") && compression == "zstd" {
+		for _, compression := range []string{"gzip", "zstd", "zstd:chunked", "none"} {
+			if strings.HasPrefix(dest, "docker") && strings.HasPrefix(compression, "zstd") {
 				continue
 			}
 			t.Run(dest[:strings.Index(dest, ":")]+"/"+compression, func(t *testing.T) {

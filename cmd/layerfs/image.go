@@ -92,12 +92,13 @@ func (im *image) openLayers(ctx context.Context, e *env, want span, progress lay
 	im.descs = descs
 	im.layers = make([]*layer.Layer, len(descs))
 	im.blobs = make([]*registry.Blob, len(descs))
+	tocs := &tocImage{ref: im.Ref, options: e.registryOptions(im.store)}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxOpening)
 	for i := len(descs) - 1; i >= 0; i-- {
 		im.blobs[i] = im.Blob(descs[i])
 		g.Go(func() (err error) {
-			o := layer.Options{FindDiffID: im.findDiffID(want.from - 1 + i), Logger: e.log}
+			o := layer.Options{FindDiffID: im.findDiffID(want.from - 1 + i), Logger: e.log, ExternalTOC: tocs.fetcher(descs[i].Digest)}
 			if progress != nil {
 				o.Progress = func(p layer.Progress) { progress(i, len(descs), descs[i], p) }
 			}
@@ -108,7 +109,7 @@ func (im *image) openLayers(ctx context.Context, e *env, want span, progress lay
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
+	if err := errors.Join(g.Wait(), tocs.Close()); err != nil {
 		return err
 	}
 	im.tree, err = union.Merge(ctx, im.layers)
