@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+
 	"github.com/layerfs/layerfs/union/layer/layertest"
 )
 
@@ -265,20 +268,94 @@ func FuzzTOC(f *testing.F) {
 	f.Add([]byte(`{"version":1,"entries":[{"name":"f","type":"reg","size":8,"offset":9,"chunkSize":4,
 		"chunkDigest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},{"name":"f","type":"chunk","chunkOffset":4,
 		"offset":20,"innerOffset":1,"chunkDigest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}]}`))
+	f.Add([]byte(`{"version":1,"entries":[{"name":"f","type":"reg","size":30,"offset":9,"chunkSize":4,"chunkType":"zeros","endOffset":40},
+		{"name":"f","type":"chunk","chunkOffset":4,"chunkSize":6,"offset":20,
+		"chunkDigest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+		{"name":"f","type":"chunk","chunkOffset":10,"chunkType":"zeros"},{"name":".prefetch.landmark","type":"reg","size":1,"offset":41,
+		"digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		c, err := parseTOC(b)
+		for codec := range codecs {
+			fuzzTOC(t, b, codec)
+		}
+	})
+}
+
+func fuzzTOC(t *testing.T, b []byte, codec codec) {
+	c, err := parseTOC(b)
+	if err != nil {
+		return
+	}
+	x, err := c.index(1000, codec)
+	if err != nil {
+		return
+	}
+	x.toc = "sha256:x"
+	y, err := decodeIndex(x.encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if y.codec != codec || y.prefix != x.prefix || !bytes.Equal(x.encode(), y.encode()) {
+		t.Fatal("the index changes when it is read and written")
+	}
+	visit(t, x.tree, Root, 0)
+}
+
+// FuzzManifest: a position and what is there make a TOC or an error, and never take more
+// memory than the limit, whatever they say.
+func FuzzManifest(f *testing.F) {
+	json := []byte(`{"version":1,"entries":[{"name":"f","type":"reg"}]}`)
+	f.Add("8:10:51:1", zframe(f, json))
+	f.Add("8:10:51:1", zstream(f, json))
+	f.Add("18446744073709551615:0:-1:1", []byte{})
+	f.Add("::: ", zframe(f, nil))
+	f.Fuzz(func(t *testing.T, s string, b []byte) {
+		p, err := parsePosition(s)
 		if err != nil {
+			if !errors.Is(err, errNoTOC) {
+				t.Fatal(err)
+			}
 			return
 		}
-		x, err := c.index(1000, codecGzip)
-		if err != nil {
-			return
+		if q, err := parsePosition(p.String() + ":1"); err != nil || p != q {
+			t.Fatalf("%+v is %s and that %+v, %v", p, p, q, err)
 		}
-		x.toc = "sha256:x"
-		if _, err := decodeIndex(x.encode()); err != nil {
+		blob := int64(len(b)) + p.off&0xffff
+		if p.check(blob) == nil && (p.off < skippableHeader || p.off+p.packed > blob || p.size > maxTOC) {
+			t.Fatalf("%+v in a blob of %d", p, blob)
+		}
+		if size := p.size & 0xffff; size > 0 {
+			got, err := chunkedTOC{packed: digest.FromBytes(b)}.unpack(b, size)
+			if err == nil && int64(len(got)) != size || err != nil && !errors.Is(err, ErrFormat) {
+				t.Fatalf("%d bytes, %v, want %d", len(got), err, size)
+			}
+		}
+	})
+}
+
+// FuzzFrames: a chunk out of anything is its bytes or an error.
+func FuzzFrames(f *testing.F) {
+	f.Add(append(zframe(f, text(300)), zstream(f, text(1000))...), 10, 200)
+	f.Add(zstream(f, bytes.Repeat(text(100), 2000)), 3000, 60_000)
+	f.Add(zframe(f, make([]byte, 1<<20), zstd.WithSingleSegment(true)), 0, 1)
+	f.Fuzz(func(t *testing.T, b []byte, inner, n int) {
+		c := chunk{inner: int64(inner) & 0xfffff, n: int64(n)&0xfffff + 1}
+		r := codecZstd.reader(bytes.NewReader(b), 0)
+		if err := r.open(0, int64(len(b)), c.inner+c.n); err != nil {
 			t.Fatal(err)
 		}
-		visit(t, x.tree, Root, 0)
+		got, err := r.chunk(&c)
+		if err != nil {
+			return
+		}
+		z, err := zstd.NewReader(bytes.NewReader(b), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer z.Close()
+		want := make([]byte, c.inner+c.n)
+		if k, _ := io.ReadFull(z, want); int64(len(got)) != c.n || !bytes.HasPrefix(got, want[min(c.inner, int64(k)):k]) {
+			t.Fatalf("%d bytes differ from the %d that the stream has", len(got), k)
+		}
 	})
 }
 
@@ -287,6 +364,7 @@ func FuzzFooter(f *testing.F) {
 	f.Add(footer(1 << 40))
 	legacy := append([]byte{0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 22, 0}, footer(77)[16:]...)
 	f.Add(append([]byte("...."), legacy...))
+	f.Add(append([]byte("....."), []byte("\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x15\x00SG\x11\x00"+externalMagic+"\x01\x00\x00\xff\xff\x00\x00\x00\x00\x00\x00\x00\x00")...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) != footerSize {
 			return
