@@ -73,9 +73,9 @@ func TestConvert(t *testing.T) {
 	ref := s.Host() + "/mixed"
 	want := tree(t, newHost(t).mount(ref))
 	before, config := manifestOf(t, h, ref)
-	for i, algorithm := range []string{"estargz", "gzip", "zstd", "none"} {
+	for i, algorithm := range []string{"estargz", "zstd:chunked", "gzip", "zstd", "none"} {
 		t.Run(algorithm, func(t *testing.T) {
-			dest := s.Host() + "/converted:" + algorithm
+			dest := s.Host() + "/converted:" + strings.ReplaceAll(algorithm, ":", "-")
 			name := strings.TrimSpace(h.run("convert", "--compression", algorithm, ref, dest))
 			again := newHost(t)
 			again.env = []string{"GOMAXPROCS=1", "SOURCE_DATE_EPOCH=5"}
@@ -92,7 +92,7 @@ func TestConvert(t *testing.T) {
 				if got := m.Layers[j].Digest == before.Layers[j].Digest; got != same {
 					t.Errorf("layer %d, which is %s: unchanged is %v", j+1, mixedLayers[j].algorithm, got)
 				}
-				lazy := mixedLayers[j].algorithm == "estargz" || algorithm == "estargz"
+				lazy := mixedLayers[j].algorithm == "estargz" || algorithm == "estargz" // the TOC is in the tar
 				if got := c.RootFS.DiffIDs[j] == config.RootFS.DiffIDs[j]; got == lazy && !same {
 					t.Errorf("layer %d to %s: the diff ID is the same: %v", j+1, algorithm, got)
 				}
@@ -101,6 +101,45 @@ func TestConvert(t *testing.T) {
 				wantPlain(t, h, name, s.Host()+"/back")
 			}
 		})
+	}
+}
+
+// TestConvertProfile: the tree stays, the files of the profile stand first, and the same
+// profile gives the same digest.
+func TestConvertProfile(t *testing.T) {
+	needMount(t)
+	s := mixedRegistry(t)
+	h := newHost(t)
+	profile := filepath.Join(t.TempDir(), "profile")
+	if err := os.WriteFile(profile, []byte("# what the start reads\n\n/data/small\n/usr/lib/b\nnot/there\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := tree(t, newHost(t).mount(s.Host()+"/mixed"))
+	for _, algorithm := range []string{"estargz", "zstd:chunked"} {
+		dest := s.Host() + "/first:" + strings.ReplaceAll(algorithm, ":", "-")
+		name := h.run("convert", "--compression", algorithm, "--profile", profile, s.Host()+"/mixed", dest)
+		if again := h.run("convert", "--compression", algorithm, "--profile", profile, s.Host()+"/mixed", dest+"2"); digestPart(again) != digestPart(name) {
+			t.Errorf("%s: %s and %s", algorithm, name, again)
+		}
+		sameTree(t, "source", want, algorithm, tree(t, newHost(t).mount(dest)))
+		s.Reset()
+		fresh := newHost(t)
+		if got := fresh.run("cat", dest, "data/small"); got != "small\n" {
+			t.Errorf("data/small: %q", got)
+		}
+		m, _ := manifestOf(t, h, dest)
+		blob := s.Total("GET", "/blobs/"+m.Layers[1].Digest.String())
+		if blob.Out > 2<<20 {
+			t.Errorf("%s: %d bytes of a layer for a file that stands first", algorithm, blob.Out)
+		}
+		if left, err := os.ReadDir(filepath.Join(h.root, "cache", "tmp")); err != nil || len(left) > 0 {
+			t.Errorf("left in the cache: %v %v", left, err)
+		}
+	}
+	for _, args := range [][]string{{"--compression", "gzip", "--profile", profile}, {"--profile", profile + "-none"}} {
+		if r := h.try(append(append([]string{"convert"}, args...), s.Host()+"/mixed", s.Host()+"/x")...); r.code != 2 && r.code != 1 || !strings.Contains(r.stderr, "profile") {
+			t.Errorf("%q: exit %d: %s", args, r.code, r.stderr)
+		}
 	}
 }
 

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -25,13 +28,14 @@ estargz and zstd:chunked have an index of their files, by which mount fetches on
 what is read. The files, the history and the rest of the config stay what they
 are, and the same image gives the same digest whenever and wherever it is
 converted. A layer that is in the wanted form already stays as it is, unless
---level asks for another; foreign layers stay with their addresses.
+--level or --profile asks for another; foreign layers stay with their addresses.
 
 Of a multi-platform image the one of --platform (default: of this machine) is
 converted.`,
 	setup: func(flags *pflag.FlagSet) runFunc {
 		compression := flags.String("compression", forms[0], strings.Join(forms, ", "))
 		level := flags.Int("level", 0, "compression level (0: the usual one)")
+		profile := flags.String("profile", "", "put the files first that this file lists, one path a line, and have a mount fetch them at once")
 		return func(ctx context.Context, e *env, args []string) error {
 			if err := wantArgs("convert [flags] SRC DEST", args, 2, 2); err != nil {
 				return err
@@ -39,13 +43,46 @@ converted.`,
 			if !slices.Contains(forms, *compression) {
 				return usageError("--compression " + *compression + ": want " + strings.Join(forms, ", "))
 			}
-			return e.convert(ctx, args[0], args[1], layer.Compression{Algorithm: *compression, Level: *level})
+			want := layer.Compression{Algorithm: *compression, Level: *level}
+			if *profile != "" {
+				if !indexed(want.Algorithm) {
+					return usageError("--profile: " + want.Algorithm + " has no order to fetch files in; estargz and zstd:chunked have")
+				}
+				var err error
+				if want.Prioritized, err = readProfile(*profile); err != nil {
+					return err
+				}
+			}
+			return e.convert(ctx, args[0], args[1], want)
 		}
 	},
 }
 
 // forms are those that convert makes.
 var forms = []string{"estargz", "zstd:chunked", "gzip", "zstd", "none"}
+
+// indexed tells whether layers of a form have an index of their files.
+func indexed(form string) bool { return form == "estargz" || form == "zstd:chunked" }
+
+// readProfile reads a list of paths. Empty lines, and those that begin with #, are passed over.
+func readProfile(name string) ([]string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("read the profile: %w", err)
+	}
+	defer f.Close()
+	paths := []string{} // not nil: an empty profile says that nothing is to be fetched at once
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if line := lines.Text(); line != "" && line[0] != '#' {
+			paths = append(paths, line)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read the profile %s: %w", name, err)
+	}
+	return paths, nil
+}
 
 // maxConverting bounds the layers that are re-encoded at a time: each compresses on all
 // cores already, and a second one fills the gaps of the first.
@@ -57,7 +94,7 @@ func (e *env) convert(ctx context.Context, src, dest string, want layer.Compress
 		return err
 	}
 	defer im.Close()
-	layers, err := im.newLayers(ctx, want)
+	layers, err := im.newLayers(ctx, want, filepath.Join(e.root, "cache", "tmp"))
 	if err != nil {
 		return err
 	}
@@ -75,17 +112,18 @@ func (e *env) convert(ctx context.Context, src, dest string, want layer.Compress
 }
 
 // newLayers are the layers that are not in the wanted form, as they will be.
-func (im *image) newLayers(ctx context.Context, want layer.Compression) (map[digest.Digest]registry.NewLayer, error) {
+// What has to be on the disk meanwhile is in temp.
+func (im *image) newLayers(ctx context.Context, want layer.Compression, temp string) (map[digest.Digest]registry.NewLayer, error) {
 	forms, err := im.forms(ctx)
 	if err != nil {
 		return nil, err
 	}
 	layers := map[digest.Digest]registry.NewLayer{}
 	for i, d := range im.Manifest.Layers {
-		if forms[i] == "" || forms[i] == want.Algorithm && want.Level == 0 {
+		if forms[i] == "" || forms[i] == want.Algorithm && want.Level == 0 && want.Prioritized == nil {
 			continue
 		}
-		old := oldLayer{im: im, d: d, diffID: im.diffID(i), indexed: forms[i] == "estargz" || forms[i] == "zstd:chunked"}
+		old := oldLayer{im: im, d: d, diffID: im.diffID(i), indexed: indexed(forms[i]), temp: temp}
 		layers[d.Digest] = registry.NewLayer{Repeatable: true, Write: func(ctx context.Context, w io.Writer) (ocispec.Descriptor, digest.Digest, error) {
 			e, err := old.encode(ctx, w, want)
 			return e.Descriptor, e.DiffID, im.layerError(i, err)
@@ -124,9 +162,11 @@ type oldLayer struct {
 	d       ocispec.Descriptor
 	diffID  digest.Digest
 	indexed bool // the tar may hold what belongs to the form, not to the image
+	temp    string
 }
 
-// encode streams the layer through: its tar is verified, and stored nowhere.
+// encode streams the layer through: its tar is verified, and stored nowhere, unless
+// files come first, which are known when all of it has been seen.
 func (l oldLayer) encode(ctx context.Context, w io.Writer, want layer.Compression) (e layer.Encoded, err error) {
 	tar, err := layer.Tar(ctx, l.d, l.im.Blob(l.d), l.diffID)
 	if err != nil {
@@ -137,5 +177,33 @@ func (l oldLayer) encode(ctx context.Context, w io.Writer, want layer.Compressio
 	if l.indexed {
 		r = layer.WithoutTOC(r)
 	}
-	return layer.Encode(ctx, w, r, want)
+	if want.Prioritized == nil {
+		return layer.Encode(ctx, w, r, want)
+	}
+	f, err := l.spool(r)
+	if err != nil {
+		return e, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return e, err
+	}
+	return layer.Encode(ctx, w, io.NewSectionReader(f, 0, st.Size()), want)
+}
+
+// spool writes a tar to a file that has no name.
+func (l oldLayer) spool(tar io.Reader) (*os.File, error) {
+	f, err := os.CreateTemp(l.temp, "convert-")
+	if err != nil {
+		return nil, err
+	}
+	err = os.Remove(f.Name())
+	if err == nil {
+		_, err = io.Copy(f, tar)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
