@@ -1,10 +1,13 @@
 package layer
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"io"
 	"sort"
+
+	"github.com/layerfs/layerfs/cache"
 )
 
 // A chunk is a run of a file's bytes that is compressed, fetched and verified by
@@ -22,8 +25,28 @@ type chunks struct {
 	list  []chunk
 	end   int64 // where the last one ends in the blob at the latest
 	codec codec
+	more  []bool // of chunk i: the next one is of the same file, and behind it there
 }
 
+// newChunks are the pieces of an index with a TOC.
+func newChunks(x *index, units []cache.Unit) *chunks {
+	c := &chunks{list: x.chunks, end: x.blobEnd, codec: x.codec, more: make([]bool, len(x.chunks))}
+	for id := range x.tree.inodes {
+		ext := x.tree.fileExtents(ID(id))
+		for k := 1; k < len(ext); k++ {
+			before := ext[k-1]
+			if ext[k].off != before.off+before.n || ext[k].at != before.at+before.n {
+				continue
+			}
+			if i, ok := sort.Find(len(units), func(i int) int { return cmp.Compare(before.at, units[i].Off) }); ok {
+				c.more[i] = true
+			}
+		}
+	}
+	return c
+}
+
+func (c *chunks) joined(i int) bool             { return c.more[i] }
 func (c *chunks) count() int                    { return len(c.list) }
 func (c *chunks) units(i int) (int, int)        { return i, i }
 func (c *chunks) bounds(i int) (int64, int64)   { return c.list[i].off, c.endOf(i) }

@@ -21,6 +21,8 @@ type pieces interface {
 	bounds(i int) (off, end int64)
 	// units are the first and the last unit that come out of piece i.
 	units(i int) (first, last int)
+	// joined tells whether piece i+1 goes on in the file that piece i is of.
+	joined(i int) bool
 	// read decodes pieces first … last from body, which begins where first does, and
 	// puts what it has verified as it arrives.
 	read(body io.Reader, first, last int, put putUnit) error
@@ -37,6 +39,9 @@ const (
 	minRequest = 30 << 10
 	// maxRequest is what sequential reads grow to.
 	maxRequest = 8 << 20
+	// maxFile is the longest file that is fetched to its end when its start is read: most
+	// programs and libraries are below it, and their pages are wanted in no order.
+	maxFile = 4 << 20
 	// maxGap of bytes that are there already is fetched again to save a request.
 	maxGap = 64 << 10
 )
@@ -159,19 +164,33 @@ func (z *lazy) endOf(i int) int64 {
 	return end
 }
 
-// reach returns the last piece of a fetch from first on: last, and what is missing
-// behind it within the window, before limit.
+// reach returns the last piece of a fetch from first on: last, what is missing behind it
+// within the window, before limit, and the rest of a file that is no long one.
 func (z *lazy) reach(first, last, limit int, window int64) int {
 	start := z.startOf(first)
 	for last > first && z.endOf(last)-start > maxRequest {
 		last--
 	}
+	last = z.restOf(last, limit, start)
 	for i := last + 1; i < limit && z.endOf(i)-start <= window && z.startOf(i)-z.endOf(last) <= maxGap; i++ {
 		if !z.has(i) {
 			last = i
 		}
 	}
 	return last
+}
+
+// restOf returns the last piece of the file that piece last is of, if a fetch from start
+// to there is not too long and nothing of it is there already; otherwise last.
+func (z *lazy) restOf(last, limit int, start int64) int {
+	end := last
+	for end < limit && z.joined(end) {
+		end++
+		if end == limit || z.has(end) || z.endOf(end)-start > maxFile {
+			return last
+		}
+	}
+	return end
 }
 
 func (z *lazy) release(f *fetch) {

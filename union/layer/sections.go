@@ -80,6 +80,7 @@ func (x *index) units() []cache.Unit {
 
 func (s *sections) count() int                  { return len(s.list) }
 func (s *sections) bounds(i int) (int64, int64) { return s.list[i].start(), s.list[i].end }
+func (s *sections) joined(int) bool             { return false } // there is none much shorter than another
 func (s *sections) units(i int) (int, int)      { return s.first[i], s.first[i+1] - 1 }
 
 // read decodes on all cores: the sections do not need one another.

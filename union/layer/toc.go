@@ -170,7 +170,7 @@ func (op *opening) lazyLayer(x *index) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := op.layer(x.tree, pack, newLazy(op.src, pack, &chunks{x.chunks, x.blobEnd, x.codec}, units))
+	l := op.layer(x.tree, pack, newLazy(op.src, pack, newChunks(x, units), units))
 	l.toc = true
 	l.prefix = min(x.prefix, x.blobEnd)
 	return l, nil
