@@ -90,7 +90,7 @@ func wantContent(t *testing.T, l *layer.Layer, name string, piece int) {
 }
 
 func TestSections(t *testing.T) {
-	for _, format := range []string{"gzip", "tar"} {
+	for _, format := range []string{"gzip", "zstd-multi", "tar"} {
 		t.Run(format, func(t *testing.T) {
 			l, r, desc, _ := evicted(t, format)
 			if st := l.Status(); !st.Lazy || st.Index != "tar" || st.Complete || st.Fetched != 0 {
