@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/layerfs/layerfs/registry"
+	"github.com/layerfs/layerfs/union"
 	"github.com/layerfs/layerfs/union/layer"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -34,7 +34,7 @@ Of a multi-platform image the one of --platform (default: of this machine) is
 converted.`,
 	setup: func(flags *pflag.FlagSet) runFunc {
 		compression := flags.String("compression", forms[0], strings.Join(forms, ", "))
-		level := flags.Int("level", 0, "compression level (0: the usual one)")
+		level := flags.Int("level", 0, "compression level (0: the usual one; of estargz 9)")
 		profile := flags.String("profile", "", "put the files first that this file lists, one path a line, and have a mount fetch them at once")
 		return func(ctx context.Context, e *env, args []string) error {
 			if err := wantArgs("convert [flags] SRC DEST", args, 2, 2); err != nil {
@@ -64,22 +64,20 @@ var forms = []string{"estargz", "zstd:chunked", "gzip", "zstd", "none"}
 // indexed tells whether layers of a form have an index of their files.
 func indexed(form string) bool { return form == "estargz" || form == "zstd:chunked" }
 
-// readProfile reads a list of paths. Empty lines, and those that begin with #, are passed over.
+// readProfile reads the paths of a profile, as inspect --profile prints it or a person wrote it.
 func readProfile(name string) ([]string, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, fmt.Errorf("read the profile: %w", err)
 	}
 	defer f.Close()
-	paths := []string{} // not nil: an empty profile says that nothing is to be fetched at once
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if line := lines.Text(); line != "" && line[0] != '#' {
-			paths = append(paths, line)
-		}
-	}
-	if err := lines.Err(); err != nil {
+	p, err := union.ParseProfile(f)
+	if err != nil {
 		return nil, fmt.Errorf("read the profile %s: %w", name, err)
+	}
+	paths := []string{} // not nil: an empty profile says that nothing is to be fetched at once
+	for _, file := range p.Files {
+		paths = append(paths, file.Path)
 	}
 	return paths, nil
 }
@@ -125,11 +123,20 @@ func (im *image) newLayers(ctx context.Context, want layer.Compression, temp str
 		}
 		old := oldLayer{im: im, d: d, diffID: im.diffID(i), indexed: indexed(forms[i]), temp: temp}
 		layers[d.Digest] = registry.NewLayer{Repeatable: true, Write: func(ctx context.Context, w io.Writer) (ocispec.Descriptor, digest.Digest, error) {
-			e, err := old.encode(ctx, w, want)
+			e, err := old.encode(ctx, w, levelled(want))
 			return e.Descriptor, e.DiffID, im.layerError(i, err)
 		}}
 	}
 	return layers, nil
+}
+
+// levelled gives eStargz its best level, unless one was asked for: it is made once and
+// fetched often.
+func levelled(c layer.Compression) layer.Compression {
+	if c.Algorithm == "estargz" && c.Level == 0 {
+		c.Level = 9
+	}
+	return c
 }
 
 // forms looks at all layers; "" is a foreign one.

@@ -198,9 +198,10 @@ func zstdLevel(level int) zstd.EncoderLevel {
 }
 
 // annotate sets what an eStargz layer's descriptor must say.
-func (e *encoding) annotate(toc digest.Digest) {
+func (e *encoding) annotate(toc digest.Digest, off int64) {
 	e.annotations = map[string]string{
 		tocDigestAnnotation:    toc.String(),
+		tocOffsetAnnotation:    strconv.FormatInt(off, 10),
 		uncompressedAnnotation: strconv.FormatInt(e.tarSize, 10),
 	}
 }

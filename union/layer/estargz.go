@@ -56,7 +56,7 @@ func (f *estargz) finish(z *tocWriter) error {
 	}
 	z.e.tar.Write(data)
 	z.e.tarSize += int64(len(data))
-	z.e.annotate(digest.FromBytes(b))
+	z.e.annotate(digest.FromBytes(b), z.out.n)
 	_, err = z.out.Write(append(packed, footer(z.out.n)...))
 	return err
 }

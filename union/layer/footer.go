@@ -33,7 +33,7 @@ func tailSize(size int64) int64 {
 	if size <= smallLayer {
 		return size
 	}
-	return min(max(size/155, smallLayer), 512<<10)
+	return min(max(size/155, smallLayer), 416<<10)
 }
 
 // stargzTOC is the digest of an eStargz TOC, whose place the blob's footer says.
@@ -85,6 +85,9 @@ func (op *opening) externalTOC(ctx context.Context) ([]byte, error) {
 func (op *opening) readTail(ctx context.Context) (tail []byte, off int64, err error) {
 	size := op.desc.Size
 	n := tailSize(size)
+	if off, err := strconv.ParseInt(op.desc.Annotations[tocOffsetAnnotation], 10, 64); err == nil && off >= 0 && off <= size-footerSize && size-off <= maxTOC {
+		n = max(size-off, min(size, smallLayer/4)) // a hint: the footer decides
+	}
 	if n < footerSize {
 		return nil, 0, fmt.Errorf("%w: no footer", errNoTOC)
 	}

@@ -13,7 +13,10 @@ import (
 
 // Annotations of an eStargz layer's descriptor (eStargz specification).
 const (
-	tocDigestAnnotation    = "containerd.io/snapshot/stargz/toc.digest"
+	tocDigestAnnotation = "containerd.io/snapshot/stargz/toc.digest"
+	// tocOffsetAnnotation is our own: where the TOC begins in the blob, as the footer says it
+	// too. Who knows it beforehand fetches no more than the TOC.
+	tocOffsetAnnotation    = "layerfs.toc.offset"
 	uncompressedAnnotation = "io.containers.estargz.uncompressed-size"
 )
 
