@@ -103,6 +103,24 @@ func TestReader(t *testing.T) {
 	}
 }
 
+// TestFirst: the first checkpoint is where the header ends.
+func TestFirst(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	data := sampleText(r, 500_000)
+	blob := pack(t, r, data, 2)
+	var points []Checkpoint
+	z := NewReader(bytes.NewReader(blob), Options{Span: 1 << 16, First: true, OnCheckpoint: func(c Checkpoint) { points = append(points, c) }})
+	if _, err := io.Copy(io.Discard, z); err != nil {
+		t.Fatal(err)
+	}
+	if len(points) < 3 || points[0].Out != 0 || points[0].Bits != 0 || points[0].Window != nil || points[1].Out < 1<<16 {
+		t.Fatalf("%d checkpoints, the first is %+v", len(points), points[0])
+	}
+	for _, c := range points {
+		checkResume(t, blob, data, c)
+	}
+}
+
 func checkResume(t *testing.T, blob, data []byte, c Checkpoint) {
 	t.Helper()
 	from := c.In
