@@ -71,6 +71,27 @@ func NoMount(next http.Handler) http.Handler {
 	})
 }
 
+// NoReferrers is a registry from before distribution-spec 1.1: it has no list of
+// referrers and does not tell that it took notice of a manifest's subject.
+func NoReferrers(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if t, ok := parsePath(r.URL.Path); ok && t.kind == "referrers" {
+			http.NotFound(w, r)
+			return
+		}
+		next.ServeHTTP(&unawareWriter{w}, r)
+	})
+}
+
+type unawareWriter struct{ http.ResponseWriter }
+
+func (w *unawareWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *unawareWriter) WriteHeader(status int) {
+	w.Header().Del("OCI-Subject")
+	w.ResponseWriter.WriteHeader(status)
+}
+
 // Status answers the first requests, so many times, with a code in place of
 // theirs; times < 0 is for ever. header is names and values in turn, such as
 // "Retry-After", "1".

@@ -47,7 +47,7 @@ func internal(err error) *refusal {
 // A target is what a path of the protocol names.
 type target struct {
 	repo string
-	kind string // "blobs", "uploads", "manifests", "tags"
+	kind string // "blobs", "uploads", "manifests", "referrers", "tags"
 	ref  string // digest, upload id, tag; "" begins an upload
 }
 
@@ -70,7 +70,7 @@ func parsePath(path string) (target, bool) {
 	if ref == "uploads" && kind == "blobs" { // POST without the last slash
 		return target{name, ref, ""}, name != ""
 	}
-	return target{name, kind, ref}, name != "" && ref != "" && (kind == "blobs" || kind == "manifests")
+	return target{name, kind, ref}, name != "" && ref != "" && (kind == "blobs" || kind == "manifests" || kind == "referrers")
 }
 
 func cutLast(p string) (before, last string) {
@@ -105,6 +105,8 @@ func (d *data) serve(w http.ResponseWriter, r *http.Request, t target) *refusal 
 		return d.serveUpload(w, r, t)
 	case "manifests":
 		return d.serveManifest(w, r, t)
+	case "referrers":
+		return d.serveReferrers(w, r, t)
 	}
 	return d.serveTags(w, r, t)
 }
@@ -192,6 +194,9 @@ func (d *data) receiveManifest(w http.ResponseWriter, r *http.Request, t target)
 		return e
 	}
 	dg := d.putManifest(t.repo, t.ref, manifest{r.Header.Get("Content-Type"), b})
+	if subject := describe(b).Subject; subject != nil {
+		w.Header().Set("OCI-Subject", subject.Digest.String())
+	}
 	w.Header().Set("Docker-Content-Digest", dg.String())
 	w.Header().Set("Location", "/v2/"+t.repo+"/manifests/"+dg.String())
 	w.WriteHeader(http.StatusCreated)

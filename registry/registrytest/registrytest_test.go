@@ -357,3 +357,40 @@ func TestClose(t *testing.T) {
 		t.Error("a closed registry answers")
 	}
 }
+
+func TestReferrers(t *testing.T) {
+	s := start(t, Options{})
+	im := s.PushImage("py:1", Image{})
+	subject := fmt.Sprintf(`"subject":{"digest":"%s","size":%d}`, im.Digest, im.Size)
+	for i := range 3 {
+		b := []byte(fmt.Sprintf(`{"schemaVersion":2,"artifactType":"a/b","annotations":{"n":"%d"},%s}`, i, subject))
+		resp, _ := do(t, s, "PUT", "/v2/py/manifests/"+digest.FromBytes(b).String(), b, "Content-Type", "application/vnd.oci.image.manifest.v1+json")
+		wantStatus(t, resp, 201)
+		if got := resp.Header.Get("OCI-Subject"); got != im.Digest.String() {
+			t.Errorf("subject %q", got)
+		}
+	}
+	next, seen := "/v2/py/referrers/"+im.Digest.String()+"?artifactType=a%2Fb", 0
+	for next != "" {
+		resp, b := do(t, s, "GET", next, nil)
+		wantStatus(t, resp, 200)
+		seen += bytes.Count(b, []byte(`"artifactType":"a/b"`))
+		next, _, _ = strings.Cut(strings.TrimPrefix(resp.Header.Get("Link"), "<"), ">")
+	}
+	if seen != 3 {
+		t.Errorf("%d referrers", seen)
+	}
+	if _, b := do(t, s, "GET", "/v2/py/referrers/"+im.Digest.String()+"?artifactType=other", nil); !bytes.Contains(b, []byte(`"manifests":[]`)) {
+		t.Errorf("of another type: %s", b)
+	}
+	if _, b := do(t, s, "GET", "/v2/none/referrers/"+im.Digest.String(), nil); !bytes.Contains(b, []byte(`"manifests":[]`)) {
+		t.Errorf("of another repository: %s", b)
+	}
+	s.Use(NoReferrers)
+	resp, _ := do(t, s, "GET", "/v2/py/referrers/"+im.Digest.String(), nil)
+	wantStatus(t, resp, 404)
+	b := []byte(`{"schemaVersion":2,` + subject + `}`)
+	if resp, _ := do(t, s, "PUT", "/v2/py/manifests/x", b); resp.StatusCode != 201 || resp.Header.Get("OCI-Subject") != "" {
+		t.Errorf("without referrers: %s, %q", resp.Status, resp.Header.Get("OCI-Subject"))
+	}
+}
