@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -91,6 +92,7 @@ func (l *layout) find(list []ocispec.Descriptor) (ocispec.Descriptor, error) {
 		end()
 		return ocispec.Descriptor{Digest: l.ref.Digest, Size: size}, nil
 	}
+	list = slices.DeleteFunc(list, isSide)
 	if l.ref.Tag == "" && len(list) == 1 {
 		return list[0], nil
 	}

@@ -155,17 +155,21 @@ func (s *remoteSink) create(ctx context.Context, repeatable bool, write blobWrit
 
 // commit puts the manifest under the tag.
 func (s *remoteSink) commit(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
-	return s.putManifest(ctx, s.ref.Tag, d, raw)
+	_, err := s.putManifest(ctx, s.ref.Tag, d, raw)
+	return err
 }
 
 // manifest puts a manifest under its digest.
 func (s *remoteSink) manifest(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
-	return s.putManifest(ctx, d.Digest.String(), d, raw)
+	_, err := s.putManifest(ctx, d.Digest.String(), d, raw)
+	return err
 }
 
-func (s *remoteSink) putManifest(ctx context.Context, name string, d ocispec.Descriptor, raw []byte) error {
+// putManifest puts a manifest under a tag or its digest. listed tells that the registry has
+// it among the referrers of its subject (distribution-spec, "Pushing Manifests with Subject").
+func (s *remoteSink) putManifest(ctx context.Context, name string, d ocispec.Descriptor, raw []byte) (listed bool, err error) {
 	u := s.cl.endpoint(s.ref.Repo+"/manifests/"+name, nil)
-	return s.cl.backoff.retry(ctx, s.cl.log, func() error {
+	err = s.cl.backoff.retry(ctx, s.cl.log, func() error {
 		resp, err := s.call(ctx, http.MethodPut, u, d.MediaType, raw, []string{s.scope}, http.StatusCreated, http.StatusOK, http.StatusAccepted)
 		if err != nil {
 			return err
@@ -173,6 +177,8 @@ func (s *remoteSink) putManifest(ctx context.Context, name string, d ocispec.Des
 		if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != d.Digest.String() {
 			return faultf(ErrIntegrity, "%s stored the manifest as %s instead of %s", s.cl.host, oneLine(got), d.Digest)
 		}
+		listed = resp.Header.Get("OCI-Subject") != ""
 		return nil
 	})
+	return listed, err
 }
