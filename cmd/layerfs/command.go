@@ -29,7 +29,7 @@ type runFunc func(ctx context.Context, e *env, args []string) error
 func commands() []command {
 	return []command{
 		mountCommand, umountCommand, mountsCommand,
-		diffCommand, commitCommand, copyCommand, convertCommand, pullCommand,
+		diffCommand, commitCommand, copyCommand, convertCommand, indexCommand, pullCommand,
 		lsCommand, catCommand, cpCommand, statCommand, findCommand, whichCommand, inspectCommand, historyCommand,
 		timelineCommand, hashCommand, verifyCommand,
 		cacheCommand, demoCommand, versionCommand, completionCommand(), helpCommand(),

@@ -25,6 +25,7 @@ type image struct {
 	descs  []ocispec.Descriptor // of layers
 	blobs  []*registry.Blob
 	tree   *union.Tree
+	index  string // where the layers' indexes may come from; "": indexAuto
 }
 
 // openManifest opens an image without its layers.
@@ -93,16 +94,20 @@ func (im *image) openLayers(ctx context.Context, e *env, want span, progress lay
 	im.layers = make([]*layer.Layer, len(descs))
 	im.blobs = make([]*registry.Blob, len(descs))
 	tocs := &tocImage{ref: im.Ref, options: e.registryOptions(im.store)}
+	zTOCs, err := im.zTOCs(ctx, e)
+	if err != nil {
+		return err
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxOpening)
 	for i := len(descs) - 1; i >= 0; i-- {
 		im.blobs[i] = im.Blob(descs[i])
 		g.Go(func() (err error) {
-			o := layer.Options{FindDiffID: im.findDiffID(want.from - 1 + i), Logger: e.log, ExternalTOC: tocs.fetcher(descs[i].Digest)}
+			o := layer.Options{FindDiffID: im.findDiffID(want.from - 1 + i), Logger: e.log, ExternalTOC: tocs.fetcher(descs[i].Digest), ZTOC: zTOCs[descs[i].Digest]}
 			if progress != nil {
 				o.Progress = func(p layer.Progress) { progress(i, len(descs), descs[i], p) }
 			}
-			im.layers[i], err = layer.Open(gctx, descs[i], im.blobs[i], im.store, o)
+			im.layers[i], err = layer.Open(gctx, im.asIndexed(descs[i]), im.blobs[i], im.store, o)
 			if err != nil {
 				return fmt.Errorf("open layer %d of %s: %w", want.from+i, im.Ref, err)
 			}

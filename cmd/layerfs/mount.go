@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,6 +41,7 @@ container layer for each mountpoint, and used again at the next mount there;
 type mountFlags struct {
 	foreground, rw, ephemeral, force bool
 	upper, work, layers, prefetch    string
+	index                            string
 	options                          []string
 }
 
@@ -52,6 +54,7 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 	flags.BoolVar(&m.ephemeral, "ephemeral", false, "writable; what is written is thrown away at unmount")
 	flags.BoolVar(&m.force, "force-upper", false, "accept an upper directory that was made on another image")
 	flags.StringVar(&m.prefetch, "prefetch", prefetchAuto, "what to fetch before it is read, in the background: none; auto: what earlier mounts of the image read when it started; all: everything")
+	flags.StringVar(&m.index, "index", indexAuto, indexUsage)
 	flags.StringVar(&m.layers, "layers", "", "show only layer N, or M-N, counted from 1 at the base")
 	flags.StringArrayVarP(&m.options, "options", "o", nil, "mount options: ro rw dev suid noexec noatime allow_other …")
 	return func(ctx context.Context, e *env, args []string) error {
@@ -78,13 +81,17 @@ type mountPlan struct {
 	allowOther  bool
 	foreground  bool
 	prefetch    string // none, auto, all
+	index       string // auto, toc, soci, tar
 }
 
 func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
-	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force, prefetch: m.prefetch}
+	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force, prefetch: m.prefetch, index: m.index}
 	p.rw = m.rw || m.upper != "" || m.ephemeral
 	if m.prefetch != prefetchNone && m.prefetch != prefetchAuto && m.prefetch != prefetchAll {
 		return nil, usageError("--prefetch " + m.prefetch + ": want none, auto or all")
+	}
+	if !slices.Contains(indexes, m.index) {
+		return nil, usageError("--index " + m.index + ": want " + strings.Join(indexes, ", "))
 	}
 	if m.work != "" && m.upper == "" {
 		return nil, usageError("--work wants --upper")

@@ -87,6 +87,7 @@ func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
 	if s.im, err = s.e.openDeferred(ctx, s.plan.image, true); err != nil {
 		return err
 	}
+	s.im.index = s.plan.index
 	if err := s.im.openLayers(ctx, s.e, s.plan.span, ev.layer); err != nil {
 		return err
 	}

@@ -98,7 +98,13 @@ func IndexKind(d ocispec.Descriptor, s *cache.Store) (index string, lazy bool) {
 		return "tar", false
 	}
 	x, err := decodeIndex(b)
-	return "tar", err == nil && x.blob == d.Digest && len(x.sections) > 0
+	if err != nil || x.blob != d.Digest || len(x.sections) == 0 {
+		return "tar", false
+	}
+	if x.soci != "" {
+		return "soci", true
+	}
+	return "tar", true
 }
 
 // A Range is N bytes at Off.

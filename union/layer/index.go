@@ -20,6 +20,7 @@ type index struct {
 	blob digest.Digest
 	diff digest.Digest // of a tar; "" when nobody knows
 	toc  digest.Digest // of the TOC that the tree was made of; "" for a tar
+	soci digest.Digest // of the zTOC that tree and sections were made of; "" for our own
 	size int64         // of the pack
 	tree *tree
 	// of a tar that is read by sections; none: it is read whole
@@ -33,7 +34,7 @@ type index struct {
 }
 
 // indexMagic ends with the version: what another version wrote is made anew.
-const indexMagic = "layerfs index\x03"
+const indexMagic = "layerfs index\x04"
 
 // maxIndex bounds an index in memory: as many entries as a layer may have, and their names.
 const maxIndex = 4 << 30
@@ -66,7 +67,7 @@ func (x *index) encode() []byte {
 
 func (x *index) encodeRaw() []byte {
 	e := &encoder{b: make([]byte, 0, len(x.tree.names)+32*len(x.tree.inodes)+40*len(x.chunks)+1<<10)}
-	for _, d := range []digest.Digest{x.blob, x.diff, x.toc} {
+	for _, d := range []digest.Digest{x.blob, x.diff, x.toc, x.soci} {
 		e.string(string(d))
 	}
 	e.uint(uint64(x.size))
@@ -183,7 +184,9 @@ func decodeIndex(b []byte) (*index, error) {
 func decodeRawIndex(b []byte) (*index, error) {
 	d := &decoder{b: b}
 	x := &index{}
-	x.blob, x.diff, x.toc = digest.Digest(d.string()), digest.Digest(d.string()), digest.Digest(d.string())
+	for _, to := range []*digest.Digest{&x.blob, &x.diff, &x.toc, &x.soci} {
+		*to = digest.Digest(d.string())
+	}
 	x.size = d.length()
 	x.tree = d.tree()
 	x.blobEnd = d.length()

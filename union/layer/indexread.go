@@ -209,7 +209,7 @@ func (x *index) checkSections() error {
 			next = x.sections[i+1].out
 		}
 		switch {
-		case x.toc != "", i == 0 && (s.in != 0 || s.out != 0), i > 0 && s.in != x.sections[i-1].end:
+		case x.toc != "", i == 0 && (s.in != 0 && x.soci == "" || s.out != 0), i > 0 && s.in != x.sections[i-1].end:
 		case s.in < 0, s.bits > 7, s.end <= s.in, s.end-s.in >= maxSection, s.out >= next:
 		default:
 			continue

@@ -76,6 +76,7 @@ type Options struct {
 	Logger     *slog.Logger   // nil discards
 	Progress   func(Progress) // called from one goroutine at a time, often; nil for none
 
+	ZTOC *ZTOC // of a plain layer that the cache has no index of; nil: none
 	// Whole reads the layer as the tar that it is, whatever index it has.
 	Whole bool
 	// ExternalTOC fetches what another image has as the TOC of this layer: the layer of
@@ -95,7 +96,7 @@ type Progress struct {
 // Status is what a layer can say of itself while it is used.
 type Status struct {
 	Lazy     bool   // content is fetched when it is read
-	Index    string // where the tree came from: "tar", "toc"
+	Index    string // where the tree came from: "tar", "toc" (eStargz, zstd:chunked), "soci"
 	Why      string // when not lazy: why
 	Fetched  int64  // bytes fetched from the source by this process
 	Requests int64  // ranges asked for by this process

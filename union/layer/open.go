@@ -63,9 +63,9 @@ func (op *opening) open(ctx context.Context) (*Layer, error) {
 		return nil, err
 	}
 	defer unlock()
-	steps := []func(context.Context) (*Layer, error){op.cached, op.lazily, op.whole}
+	steps := []func(context.Context) (*Layer, error){op.cached, op.lazily, op.beside, op.whole}
 	if op.o.Whole {
-		steps = steps[2:]
+		steps = steps[3:]
 	}
 	for _, step := range steps {
 		if l, err := step(ctx); l != nil || err != nil {
@@ -143,7 +143,11 @@ func (op *opening) cached(ctx context.Context) (*Layer, error) {
 		return nil, nil
 	}
 	var l *Layer
-	if x.toc == "" {
+	if x.soci != "" {
+		if op.o.ZTOC != nil && op.o.ZTOC.Digest == x.soci {
+			l, err = op.besideLayer(x)
+		}
+	} else if x.toc == "" {
 		l, err = op.cachedTar(ctx, x)
 	} else {
 		l, err = op.cachedTOC(x)
@@ -199,7 +203,7 @@ func (op *opening) checkDiffID(got digest.Digest) error {
 }
 
 func (op *opening) layer(t *tree, pack *cache.Pack, z *lazy) *Layer {
-	return &Layer{digest: op.desc.Digest, tree: t, pack: pack, lazy: z, src: op.src, why: op.why}
+	return &Layer{digest: op.desc.Digest, tree: t, pack: pack, lazy: z, src: op.src, why: op.why, kind: "tar"}
 }
 
 // whole reads the blob from its first byte to its last.

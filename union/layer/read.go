@@ -22,8 +22,8 @@ type Layer struct {
 	digest digest.Digest
 	tree   *tree
 	pack   *cache.Pack
-	lazy   *lazy // nil: the pack is complete, and what the disk damages is lost
-	toc    bool  // the tree came from a table of contents
+	lazy   *lazy  // nil: the pack is complete, and what the disk damages is lost
+	kind   string // where the tree came from: Status.Index
 	src    *source
 	why    string // when not lazy: why
 	prefix int64  // see Landmark
@@ -150,11 +150,8 @@ func (l *Layer) readPack(ctx context.Context, p []byte, at int64) error {
 // Status says how the layer is read and what it has cost so far.
 func (l *Layer) Status() Status {
 	s := Status{
-		Lazy: l.lazy != nil && l.why == "", Index: "tar", Why: l.why, Total: l.src.size, Complete: l.pack.IsComplete(),
+		Lazy: l.lazy != nil && l.why == "", Index: l.kind, Why: l.why, Total: l.src.size, Complete: l.pack.IsComplete(),
 		Fetched: l.src.fetched.Load(), Requests: l.src.requests.Load(),
-	}
-	if l.toc {
-		s.Index = "toc"
 	}
 	return s
 }

@@ -75,7 +75,11 @@ func (x *index) units() []cache.Unit {
 	for i := range x.sections {
 		cuts[i] = x.sections[i].out
 	}
-	return cache.Units(x.size, cuts)
+	units, seal := cache.Units(x.size, cuts), x.seal()
+	for i := range units {
+		units[i].Sum = seal
+	}
+	return units
 }
 
 func (s *sections) count() int                  { return len(s.list) }

@@ -39,7 +39,7 @@ const (
 )
 
 func newSurvey() (*survey, error) {
-	packer, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(inflate.WindowSize))
+	packer, err := newWindowPacker()
 	if err != nil {
 		return nil, err
 	}

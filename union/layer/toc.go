@@ -174,7 +174,7 @@ func (op *opening) lazyLayer(x *index) (*Layer, error) {
 		return nil, err
 	}
 	l := op.layer(x.tree, pack, newLazy(op.src, pack, newChunks(x, units), units))
-	l.toc = true
+	l.kind = "toc"
 	l.prefix = min(x.prefix, x.blobEnd)
 	return l, nil
 }
