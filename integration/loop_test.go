@@ -273,6 +273,9 @@ func TestErrors(t *testing.T) {
 		{"corrupted blob", []string{"mount", broken.Host() + "/sample", empty}, 6, "digest"},
 		{"offline and unknown", []string{"--offline", "mount", s.Host() + "/sample:other", empty}, 3, "offline"},
 		{"layers out of range", []string{"mount", "--layers", "9", s.Host() + "/sample", empty}, 2, "9"},
+		{"too many entries", []string{"--limit", "entries=3", "mount", s.Host() + "/sample", empty}, 8, "--limit entries=N"},
+		{"too much unpacked", []string{"--limit", "unpacked=1kB", "mount", s.Host() + "/sample", empty}, 8, "--limit unpacked=N"},
+		{"no such limit", []string{"--limit", "patience=3", "mount", s.Host() + "/sample", empty}, 2, "patience"},
 		{"unknown option", []string{"mount", "-o", "nonsense", s.Host() + "/sample", empty}, 2, "nonsense"},
 		{"umount of another mount", []string{"umount", "/proc"}, 7, "proc"},
 	} {

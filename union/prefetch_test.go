@@ -187,7 +187,8 @@ func TestFetchHoles(t *testing.T) {
 		t.Fatal("no hole is left")
 	}
 	must(t, layers[0].Fetch(ctx))
-	if have, total = layers[0].Present(); have != total || b.most != 1 {
+	// Who waited for the last bytes of the prefetch had them before its request was closed.
+	if have, total = layers[0].Present(); have != total || b.most > 2 {
 		t.Errorf("%d of %d bytes are there, %d requests at a time", have, total, b.most)
 	}
 	if n, bytes := b.sum(); n > 31 || bytes > int64(len(b.blob)) {

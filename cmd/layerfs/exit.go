@@ -101,6 +101,7 @@ func message(err error) string {
 	if errors.As(err, &r) && r.Hint != "" {
 		text += "; " + r.Hint
 	}
+	text += limitHint(err)
 	if errors.Is(err, syscall.ENOSPC) {
 		text += "; make room, or choose another disk with --root"
 	}

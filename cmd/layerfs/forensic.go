@@ -261,7 +261,7 @@ func (e *env) verifyLayer(ctx context.Context, im *image, i int, deep bool) (fau
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	d := im.Manifest.Layers[i]
-	o := layer.Options{DiffID: im.diffID(i), Logger: e.log, Whole: true}
+	o := layer.Options{Limits: e.limits.Limits, DiffID: im.diffID(i), Logger: e.log, Whole: true}
 	tar, err := layer.Open(ctx, d, im.Blob(d), store, o)
 	if errors.Is(err, layer.ErrDigest) || errors.Is(err, layer.ErrFormat) {
 		return []string{err.Error()}, nil
@@ -278,7 +278,7 @@ func (e *env) verifyLayer(ctx context.Context, im *image, i int, deep bool) (fau
 
 func (e *env) compareIndex(ctx context.Context, im *image, i int, tar *layer.Layer) ([]string, error) {
 	d := im.Manifest.Layers[i]
-	index, err := layer.Open(ctx, d, im.Blob(d), im.store, layer.Options{DiffID: im.diffID(i), Logger: e.log})
+	index, err := layer.Open(ctx, d, im.Blob(d), im.store, layer.Options{Limits: e.limits.Limits, DiffID: im.diffID(i), Logger: e.log})
 	if errors.Is(err, layer.ErrDigest) || errors.Is(err, layer.ErrFormat) {
 		return []string{err.Error()}, nil
 	}

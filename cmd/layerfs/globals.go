@@ -20,6 +20,7 @@ type globals struct {
 	offline, plainHTTP, insecure        bool
 	logLevel                            string
 	logJSON, quiet, verbose             bool
+	limits                              limitFlag
 }
 
 func (g *globals) declare(f *pflag.FlagSet) {
@@ -30,6 +31,7 @@ func (g *globals) declare(f *pflag.FlagSet) {
 	f.BoolVar(&g.plainHTTP, "plain-http", g.plainHTTP, "allow http for every registry, not for loopback alone")
 	f.BoolVar(&g.insecure, "insecure-skip-tls-verify", g.insecure, "accept any certificate")
 	f.StringVar(&g.authFile, "authfile", g.authFile, "credentials, in place of the files of docker and podman")
+	f.Var(&g.limits, "limit", "NAME=N lifts or lowers what a layer may ask for: entries, depth, toc (bytes), unpacked (bytes), ratio")
 	f.StringVar(&g.logLevel, "log-level", g.logLevel, "debug, info, warn or error (default warn; info for servers)")
 	f.BoolVar(&g.logJSON, "log-json", g.logJSON, "log as JSON lines")
 	f.BoolVarP(&g.quiet, "quiet", "q", g.quiet, "no progress and no remarks")

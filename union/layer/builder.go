@@ -9,10 +9,8 @@ import (
 // Limits on a layer's shape. They are far above what images have and keep a
 // hostile one from taking the machine's memory.
 const (
-	maxEntries   = 16 << 20
 	maxNameBytes = 2 << 30 // of all names and targets: offsets are 32 bits
 	maxName      = 255     // NAME_MAX
-	maxDepth     = 4096    // PATH_MAX: no single path can name more
 	maxTarget    = 4095    // of symlinks: PATH_MAX without its NUL
 	maxFollow    = 40      // symlinks in one path, as Linux
 	maxXattrs    = 64 << 10
@@ -21,6 +19,7 @@ const (
 // A builder collects the entries of a layer in the order of its archive, as
 // extracting them one after the other would, and makes a tree of them.
 type builder struct {
+	limits  Limits
 	nodes   []node
 	defects []Defect
 	names   int64 // bytes of all names so far
@@ -44,8 +43,8 @@ type node struct {
 	placed  bool                // id is valid
 }
 
-func newBuilder() *builder {
-	return &builder{nodes: []node{{inode: inode{mode: modeDir | 0o755}}}, lastDir: "\x00"}
+func newBuilder(limits Limits) *builder {
+	return &builder{limits: limits, nodes: []node{{inode: inode{mode: modeDir | 0o755}}}, lastDir: "\x00"}
 }
 
 // defect notes that the entry called name is not shown, or not as it stands.
@@ -108,8 +107,8 @@ func (b *builder) add(name string, n node) error {
 
 func (b *builder) limit(more int) error {
 	b.names += int64(more)
-	if len(b.nodes) > maxEntries {
-		return fmt.Errorf("%w: more than %d entries", ErrLimit, maxEntries)
+	if int64(len(b.nodes)) > b.limits.Entries {
+		return &LimitError{"entries", b.limits.Entries}
 	}
 	if b.names > maxNameBytes {
 		return fmt.Errorf("%w: more than %d bytes of names", ErrLimit, maxNameBytes)

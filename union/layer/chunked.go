@@ -57,7 +57,7 @@ func (c chunkedTOC) fetch(ctx context.Context, op *opening) (*foundTOC, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.check(op.desc.Size); err != nil {
+	if err := p.check(op.desc.Size, op.o.Limits.TOC); err != nil {
 		return nil, err
 	}
 	start := p.off
@@ -118,12 +118,12 @@ func parsePosition(s string) (p position, err error) {
 }
 
 // check compares p with the size of the blob and with what a TOC may have.
-func (p position) check(blob int64) error {
+func (p position) check(blob, maxTOC int64) error {
 	switch {
 	case p.off < skippableHeader || p.off > blob || p.packed > blob-p.off || p.packed == 0:
 		return fmt.Errorf("%w: %d bytes at %d of a blob of %d", errNoTOC, p.packed, p.off, blob)
 	case p.size > maxTOC || p.packed > maxTOC:
-		return fmt.Errorf("%w: of %d bytes, the most is %d", errNoTOC, max(p.size, p.packed), maxTOC)
+		return fmt.Errorf("%w: %w", errNoTOC, &LimitError{"toc", maxTOC})
 	}
 	return nil
 }

@@ -166,7 +166,7 @@ func TestChunkedWhole(t *testing.T) {
 		"7:10:10:1":                      "bytes at 7",
 		"8:99999999:10:1":                "99999999 bytes at 8",
 		"4611686018427387904:1:1:1":      "out of range",
-		"8:10:157286401:1":               "the most is 157286400",
+		"8:10:157286401:1":               "toc: more than 157286400",
 		"8:10:10:99999999999999999999:1": "four numbers",
 	} {
 		l := mustOpen(t, with(desc, containers+"manifest-position", position), &blob{b: b}, newStore(t))

@@ -53,7 +53,7 @@ func (s stargzTOC) fetch(ctx context.Context, op *opening) (*foundTOC, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := readTOC(packed, s.key())
+	b, err := readTOC(packed, s.key(), op.o.Limits.TOC)
 	if err != nil {
 		return nil, err
 	}
@@ -70,12 +70,12 @@ func (op *opening) externalTOC(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %w", errExternalTOC, err)
 	}
 	defer body.Close()
-	b, err := io.ReadAll(io.LimitReader(body, maxTOC+1))
+	b, err := io.ReadAll(io.LimitReader(body, op.o.Limits.TOC+1))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errExternalTOC, err)
 	}
-	if len(b) > maxTOC {
-		return nil, fmt.Errorf("%w, with more than %d bytes", errExternalTOC, maxTOC)
+	if int64(len(b)) > op.o.Limits.TOC {
+		return nil, fmt.Errorf("%w: %w", errExternalTOC, &LimitError{"toc", op.o.Limits.TOC})
 	}
 	return b, nil
 }
@@ -85,7 +85,7 @@ func (op *opening) externalTOC(ctx context.Context) ([]byte, error) {
 func (op *opening) readTail(ctx context.Context) (tail []byte, off int64, err error) {
 	size := op.desc.Size
 	n := tailSize(size)
-	if off, err := strconv.ParseInt(op.desc.Annotations[tocOffsetAnnotation], 10, 64); err == nil && off >= 0 && off <= size-footerSize && size-off <= maxTOC {
+	if off, err := strconv.ParseInt(op.desc.Annotations[tocOffsetAnnotation], 10, 64); err == nil && off >= 0 && off <= size-footerSize && size-off <= op.o.Limits.TOC {
 		n = max(size-off, min(size, smallLayer/4)) // a hint: the footer decides
 	}
 	if n < footerSize {
@@ -101,8 +101,8 @@ func (op *opening) readTail(ctx context.Context) (tail []byte, off int64, err er
 		return nil, 0, fmt.Errorf("%w: its offset %d lies behind the blob", errNoTOC, off)
 	}
 	if missing := size - n - off; missing > 0 {
-		if missing > maxTOC {
-			return nil, 0, fmt.Errorf("%w: %d bytes", errNoTOC, missing)
+		if missing > op.o.Limits.TOC {
+			return nil, 0, fmt.Errorf("%w: %w", errNoTOC, &LimitError{"toc", op.o.Limits.TOC})
 		}
 		head, err := op.src.read(ctx, off, missing)
 		if err != nil {
@@ -140,7 +140,7 @@ func parseFooter(b []byte) (int64, error) {
 
 // readTOC reads the TOC out of the end of a blob: a gzip member with a tar with
 // one file. Only the bytes that want names are parsed.
-func readTOC(tail []byte, want digest.Digest) ([]byte, error) {
+func readTOC(tail []byte, want digest.Digest, maxTOC int64) ([]byte, error) {
 	z, err := gunzip(bytes.NewReader(tail), nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: TOC: %w", ErrDigest, err)

@@ -165,7 +165,7 @@ func FuzzTree(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = resum(b)
-		tr, err := readTar(streamOf(b), false)
+		tr, err := readTar(streamOf(b), false, Limits{}.withDefaults())
 		if err != nil {
 			return
 		}
@@ -215,7 +215,7 @@ func visit(t *testing.T, tr *tree, dir ID, depth int) {
 func FuzzIndex(f *testing.F) {
 	for _, text := range tarSeeds {
 		b := layertest.Tar(text)
-		tr, err := readTar(streamOf(b), false)
+		tr, err := readTar(streamOf(b), false, Limits{}.withDefaults())
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -281,11 +281,11 @@ func FuzzTOC(f *testing.F) {
 }
 
 func fuzzTOC(t *testing.T, b []byte, codec codec) {
-	c, err := parseTOC(b)
+	c, err := parseTOC(b, Limits{}.withDefaults())
 	if err != nil {
 		return
 	}
-	x, err := c.index(1000, codec)
+	x, err := c.index(1000, codec, Limits{}.withDefaults())
 	if err != nil {
 		return
 	}
@@ -320,7 +320,7 @@ func FuzzManifest(f *testing.F) {
 			t.Fatalf("%+v is %s and that %+v, %v", p, p, q, err)
 		}
 		blob := int64(len(b)) + p.off&0xffff
-		if p.check(blob) == nil && (p.off < skippableHeader || p.off+p.packed > blob || p.size > maxTOC) {
+		if p.check(blob, maxTOC) == nil && (p.off < skippableHeader || p.off+p.packed > blob || p.size > maxTOC) {
 			t.Fatalf("%+v in a blob of %d", p, blob)
 		}
 		if size := p.size & 0xffff; size > 0 {

@@ -76,7 +76,8 @@ type Options struct {
 	Logger     *slog.Logger   // nil discards
 	Progress   func(Progress) // called from one goroutine at a time, often; nil for none
 
-	ZTOC *ZTOC // of a plain layer that the cache has no index of; nil: none
+	Limits Limits // on what the layer may ask for
+	ZTOC   *ZTOC  // of a plain layer that the cache has no index of; nil: none
 	// Whole reads the layer as the tar that it is, whatever index it has.
 	Whole bool
 	// ExternalTOC fetches what another image has as the TOC of this layer: the layer of

@@ -25,6 +25,7 @@ import (
 // Errors wrap ErrDigest, ErrFormat, ErrUnsupported, ErrLimit, or are those of r
 // and s. The caller closes the layer before s.
 func Open(ctx context.Context, d ocispec.Descriptor, r Ranger, s *cache.Store, o Options) (*Layer, error) {
+	o.Limits = o.Limits.withDefaults()
 	op := &opening{desc: d, store: s, o: o, src: &source{r: r, size: d.Size}, log: o.Logger}
 	if op.log == nil {
 		op.log = slog.New(slog.DiscardHandler)
@@ -220,7 +221,7 @@ func (op *opening) whole(ctx context.Context) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	st.progress = op.report
+	st.progress, st.limits = op.report, op.o.Limits
 	op.report("fetching", 0)
 	t, err := st.run(ctx)
 	if err != nil {

@@ -1,6 +1,9 @@
 package layer
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // directory returns the directory called dir (cleaned), and makes what is missing
 // of it. Symlinks of the layer are followed as if the layer were the root file
@@ -26,8 +29,8 @@ func (b *builder) makeDirectory(parent int32, name string) (int32, string) {
 		return 0, "below a name that is too long"
 	case strings.HasPrefix(name, whiteoutPrefix):
 		return 0, "below a whiteout"
-	case b.nodes[parent].depth >= maxDepth:
-		return 0, "too deep"
+	case int64(b.nodes[parent].depth) >= b.limits.Depth:
+		return 0, fmt.Sprintf("below more than %d directories (limit depth)", b.limits.Depth)
 	}
 	return b.attach(parent, name, node{inode: inode{mode: modeDir | 0o755}}), ""
 }

@@ -109,14 +109,14 @@ func (op *opening) sociIndex(z *ztoc.ZTOC) (*index, error) {
 	}
 	x := &index{blob: op.desc.Digest, soci: op.o.ZTOC.Digest, size: z.UncompressedSize}
 	x.coding = codingNamed(map[ztoc.Algorithm]string{ztoc.Gzip: "gzip", ztoc.Uncompressed: "tar"}[z.Algorithm])
-	if x.coding == nil || x.size > maxTar {
+	if x.coding == nil || x.size > op.o.Limits.Unpacked {
 		return nil, fmt.Errorf("%w: algorithm %d, %d bytes", ErrUnsupported, z.Algorithm, x.size)
 	}
 	var err error
 	if x.sections, err = sociSections(z.Spans()); err != nil {
 		return nil, err
 	}
-	if x.tree, err = sociTree(z); err != nil {
+	if x.tree, err = sociTree(z, op.o.Limits); err != nil {
 		return nil, err
 	}
 	return x, x.check()
@@ -159,8 +159,8 @@ func sum256(d digest.Digest) (sum [sha256.Size]byte, err error) {
 }
 
 // sociTree builds the tree as from the tar, whose entries the zTOC repeats.
-func sociTree(z *ztoc.ZTOC) (*tree, error) {
-	b := newBuilder()
+func sociTree(z *ztoc.ZTOC, limits Limits) (*tree, error) {
+	b := newBuilder(limits)
 	for i := range z.Files {
 		f := &z.Files[i]
 		n, reason := tarNode(sociHeader(f))

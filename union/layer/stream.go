@@ -18,9 +18,6 @@ const (
 	bufferSize  = 512 << 10
 	bufferCount = 4               // that carry the tar
 	blobBuffers = bufferCount + 2 // that carry the blob: the survey holds up to two back
-	// maxTar is the most that a layer may unpack to: more than any image, less than
-	// what a forged ratio can ask of the CPU without end.
-	maxTar = 1 << 40
 )
 
 // A stream reads a whole blob once. Five goroutines hand buffers on:
@@ -42,6 +39,7 @@ type stream struct {
 	diff hash.Hash
 	size int64 // of the tar
 
+	limits                   Limits
 	survey                   *survey
 	coding                   *compression // once decode knows
 	fetched, decoded, stored *line
@@ -137,7 +135,7 @@ func (s *stream) run(ctx context.Context) (*tree, error) {
 	g.Go(func() { s.decode(decoding) })
 	g.Go(func() { s.survey.follow(s.spent, s.blobBufs) })
 	g.Go(func() { s.store(decoding, cancel) })
-	t, err := readTar(&tarStream{next: s.stored.reader(s.tarBufs)}, len(tocSources(s.desc.Annotations)) > 0)
+	t, err := readTar(&tarStream{next: s.stored.reader(s.tarBufs)}, len(tocSources(s.desc.Annotations)) > 0, s.limits)
 	stop()
 	g.Wait()
 	if err := s.verdict(err); err != nil {
@@ -224,14 +222,15 @@ func (s *stream) decodeAll(ctx context.Context, in *tarStream) error {
 	if z, ok := r.(io.Closer); ok {
 		defer z.Close()
 	}
-	if err := s.pump(ctx, r, min(maxTar, s.desc.Size*c.ratio+1<<20)); err != nil {
+	most, why := s.limits.unpacked(s.desc.Size, c.ratio)
+	if err := s.pump(ctx, r, most, why); err != nil {
 		return fmt.Errorf("%s: %w", c.name, err)
 	}
 	return nil
 }
 
-// pump hands on what comes out of r, which must not be more than limit bytes.
-func (s *stream) pump(ctx context.Context, r io.Reader, limit int64) error {
+// pump hands on what comes out of r. More than most bytes are the error why.
+func (s *stream) pump(ctx context.Context, r io.Reader, most int64, why error) error {
 	for total := int64(0); ; {
 		b := take(ctx, s.tarBufs)
 		if b == nil {
@@ -239,8 +238,8 @@ func (s *stream) pump(ctx context.Context, r io.Reader, limit int64) error {
 		}
 		n, err := fillBuffer(r, b)
 		total += int64(n)
-		if total > limit {
-			return fmt.Errorf("%w: more than %d bytes come out of %d", ErrLimit, limit, s.desc.Size)
+		if total > most {
+			return why
 		}
 		if n > 0 && !send(ctx, s.decoded, b[:n]) {
 			return ctx.Err()

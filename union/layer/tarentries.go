@@ -13,8 +13,8 @@ const maxExtents = 32 << 20
 // readTar builds the tree of an archive. It reads the stream to its end, also
 // what follows the archive, because the stream is hashed. What a format with a TOC puts
 // into the root is hidden when hasTOC is set, or the last entry is a TOC.
-func readTar(in *tarStream, hasTOC bool) (*tree, error) {
-	r, b := &tarReader{in: in}, newBuilder()
+func readTar(in *tarStream, hasTOC bool, limits Limits) (*tree, error) {
+	r, b := &tarReader{in: in}, newBuilder(limits)
 	extents, toc := 0, false
 	for {
 		h, err := r.next()

@@ -17,7 +17,7 @@ import (
 // annotations speak of an eStargz TOC. A layer without such annotations is what its
 // bytes begin with, whatever else is in it: nobody would read it lazily.
 func FormOf(ctx context.Context, d ocispec.Descriptor, r Ranger) (string, error) {
-	op := &opening{desc: d, src: &source{r: r, size: d.Size}}
+	op := &opening{desc: d, o: Options{Limits: Limits{}.withDefaults()}, src: &source{r: r, size: d.Size}}
 	form, err := op.form(ctx)
 	if err != nil {
 		return "", fmt.Errorf("look at layer %s: %w", d.Digest, err)
@@ -69,20 +69,21 @@ func Tar(ctx context.Context, d ocispec.Descriptor, r Ranger, diffID digest.Dige
 
 // An unpacking decompresses a blob and hashes both sides.
 type unpacking struct {
-	op   *opening
-	body io.ReadCloser
-	in   *bufio.Reader // the blob, hashed
-	sum  digest.Verifier
-	name string // of the compression
-	out  io.Reader
-	alg  digest.Algorithm
-	diff hash.Hash
-	left int64 // bytes that may still come out
-	err  error
+	op    *opening
+	body  io.ReadCloser
+	in    *bufio.Reader // the blob, hashed
+	sum   digest.Verifier
+	name  string // of the compression
+	out   io.Reader
+	alg   digest.Algorithm
+	diff  hash.Hash
+	left  int64       // bytes that may still come out
+	limit *LimitError // why there is no more
+	err   error
 }
 
 func newUnpacking(ctx context.Context, d ocispec.Descriptor, r Ranger, diffID digest.Digest) (*unpacking, error) {
-	op := &opening{desc: d, o: Options{DiffID: diffID}, src: &source{r: r, size: d.Size}}
+	op := &opening{desc: d, o: Options{DiffID: diffID, Limits: Limits{}.withDefaults()}, src: &source{r: r, size: d.Size}}
 	if err := op.check(); err != nil {
 		return nil, err
 	}
@@ -113,7 +114,8 @@ func (t *unpacking) start() error {
 	if err != nil {
 		return err
 	}
-	t.name, t.left = c.name, min(maxTar, t.op.desc.Size*c.ratio+1<<20)
+	t.name = c.name
+	t.left, t.limit = t.op.o.Limits.unpacked(t.op.desc.Size, c.ratio)
 	t.out, err = c.open(t.in, nil)
 	return err
 }
@@ -126,7 +128,7 @@ func (t *unpacking) Read(p []byte) (int, error) {
 	t.diff.Write(p[:n])
 	t.left -= int64(n)
 	if err == nil && t.left < 0 {
-		err = fmt.Errorf("%w: %s: too much comes out of %d bytes", ErrLimit, t.name, t.op.desc.Size)
+		err = t.limit
 	}
 	if err != nil {
 		if t.err = t.reason(err); t.err != io.EOF {

@@ -20,9 +20,6 @@ const (
 	uncompressedAnnotation = "io.containers.estargz.uncompressed-size"
 )
 
-// maxTOC bounds the JSON; the largest images have some 20 MiB. containers/storage has the same limit.
-const maxTOC = 150 << 20
-
 // errNoTOC says why a layer has to be read whole although its descriptor speaks of a TOC.
 var errNoTOC = errors.New("no usable TOC")
 
@@ -89,11 +86,11 @@ func (op *opening) openTOC(ctx context.Context, src tocSource) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	toc, err := parseTOC(found.json)
+	toc, err := parseTOC(found.json, op.o.Limits)
 	if err != nil {
 		return nil, err
 	}
-	x, err := toc.index(found.end, src.codec())
+	x, err := toc.index(found.end, src.codec(), op.o.Limits)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +133,7 @@ type tocEntry struct {
 	ChunkType   string            `json:"chunkType"` // of zstd:chunked: "zeros" has no data in the blob
 }
 
-func parseTOC(b []byte) (*toc, error) {
+func parseTOC(b []byte, limits Limits) (*toc, error) {
 	t := &toc{}
 	if err := json.Unmarshal(b, t); err != nil {
 		return nil, fmt.Errorf("%w: TOC: %w", ErrFormat, err)
@@ -144,8 +141,8 @@ func parseTOC(b []byte) (*toc, error) {
 	if t.Version != 1 {
 		return nil, fmt.Errorf("%w: version %d", errNoTOC, t.Version)
 	}
-	if len(t.Entries) > maxEntries {
-		return nil, fmt.Errorf("%w: %d entries", ErrLimit, len(t.Entries))
+	if int64(len(t.Entries)) > limits.Entries {
+		return nil, &LimitError{"entries", limits.Entries}
 	}
 	return t, nil
 }

@@ -19,15 +19,15 @@ const maxChunk = 64 << 20
 
 // index makes a tree of a TOC, whose chunks end before offset end of the blob. The pack
 // is the chunks in the order of the blob.
-func (t *toc) index(end int64, c codec) (*index, error) {
+func (t *toc) index(end int64, c codec, limits Limits) (*index, error) {
 	prefix := t.prefix()
 	t.Entries = slices.DeleteFunc(t.Entries, func(e tocEntry) bool { return landmark(clean(e.Name)) })
-	p := &placing{end: end, codec: c, files: make([][]run, len(t.Entries))}
+	p := &placing{end: end, codec: c, limits: limits, files: make([][]run, len(t.Entries))}
 	if err := p.collect(t.Entries); err != nil {
 		return nil, err
 	}
 	p.sort()
-	b := newBuilder()
+	b := newBuilder(limits)
 	for i := range t.Entries {
 		e := &t.Entries[i]
 		if e.Type == "chunk" {
@@ -69,6 +69,7 @@ func (t *toc) prefix() int64 {
 type placing struct {
 	end    int64
 	codec  codec
+	limits Limits
 	chunks []placed
 	files  [][]run // of each entry
 	bySeq  []int   // after sort: where in chunks the one with a seq is
@@ -131,8 +132,8 @@ func (p *placing) part(e *tocEntry, file int, f *tocEntry, single bool) error {
 	}
 	p.files[file] = append(p.files[file], run{e.ChunkOffset, n, len(p.chunks)})
 	p.chunks = append(p.chunks, placed{chunk: c, seq: len(p.chunks)})
-	if p.size += n; p.size > maxTar {
-		return fmt.Errorf("%w: more than %d bytes of content", ErrLimit, int64(maxTar))
+	if p.size += n; p.size > p.limits.Unpacked {
+		return &LimitError{"unpacked", p.limits.Unpacked}
 	}
 	return nil
 }
