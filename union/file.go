@@ -2,6 +2,7 @@ package union
 
 import (
 	"context"
+	"math"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -70,6 +71,11 @@ func (h *File) openUpper(more int) error {
 	f.ns.RLock()
 	defer f.ns.RUnlock()
 	return f.withPath(n, func(fd int) (err error) {
+		if more&unix.O_TRUNC != 0 {
+			f.writes.RLock()
+			defer f.writes.RUnlock()
+			f.beforeTruncate(fd, 0)
+		}
 		h.fd, err = unix.Open(procPath(fd, ""), h.flags|more|unix.O_CLOEXEC, 0)
 		return err
 	})
@@ -150,6 +156,9 @@ func (h *File) WriteAt(_ context.Context, p []byte, off int64) (int, error) {
 	if !ok {
 		return 0, unix.EBADF
 	}
+	h.fs.writes.RLock()
+	defer h.fs.writes.RUnlock()
+	h.fs.beforeWrite(fd, off, off+int64(len(p)))
 	if err := pwriteAll(fd, p, off); err != nil {
 		return 0, err
 	}
@@ -207,6 +216,13 @@ func (h *File) Allocate(mode uint32, off, n int64) error {
 	if !ok {
 		return unix.EBADF
 	}
+	end := off + n
+	if mode&(unix.FALLOC_FL_COLLAPSE_RANGE|unix.FALLOC_FL_INSERT_RANGE) != 0 {
+		end = math.MaxInt64
+	}
+	h.fs.writes.RLock()
+	defer h.fs.writes.RUnlock()
+	h.fs.beforeWrite(fd, off, end)
 	return retry(func() error { return unix.Fallocate(fd, mode, off, n) })
 }
 
@@ -221,7 +237,11 @@ func CopyRange(in *File, inOff int64, out *File, outOff int64, n int64) (int64, 
 	if !ok || !ok2 {
 		return 0, unix.EXDEV
 	}
-	done, err := unix.CopyFileRange(from, &inOff, to, &outOff, int(min(n, 1<<30)), 0)
+	n = min(n, 1<<30)
+	out.fs.writes.RLock()
+	defer out.fs.writes.RUnlock()
+	out.fs.beforeWrite(to, outOff, outOff+n)
+	done, err := unix.CopyFileRange(from, &inOff, to, &outOff, int(n), 0)
 	return int64(done), err
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -16,13 +17,15 @@ import (
 //
 // Locks, in this order: File.mu, copying (of one node, over a copy-up of content), ns
 // (the names in the upper directory; held for writing by what changes them),
-// tab (the node table, for moments). None is held over a read or write of a
-// file's content.
+// writes (by what changes content and metadata), tab (the node table, for
+// moments), Moment.mu. None but writes is held over a read or write of a file's content.
 type FS struct {
 	tree *Tree
 	up   *Upper // nil: read-only
 	rec  *Recorder
 
+	writes  sync.RWMutex           // held for reading over what changes a node that has its name already; for writing by Mark
+	moment  atomic.Pointer[Moment] // the open one of Mark
 	copying idLocks
 	ns      sync.RWMutex
 	tab     sync.Mutex
@@ -184,19 +187,24 @@ func reserved(name string) bool { return strings.HasPrefix(name, whiteoutPrefix)
 var errLower = fmt.Errorf("look below")
 
 func (f *FS) findUpper(d *node, fd int, name string, ref bool) (h hit, err error) {
-	err = unix.Fstatat(fd, name, &h.st, unix.AT_SYMLINK_NOFOLLOW)
-	if err == unix.ENOENT && d.merged() && !f.dotWhiteout(fd, name) {
-		return h, errLower
-	}
-	if err != nil {
+	if err := f.statIn(d, fd, name, &h.st); err != nil {
 		return h, err
-	}
-	if f.up.isWhiteout(fd, name, &h.st) {
-		return h, unix.ENOENT
 	}
 	h.n = f.adopt(d, fd, name, &h.st, ref)
 	h.id = h.n.id
 	return h, nil
+}
+
+// statIn is stat of a name in an upper directory: ENOENT where that hides it, errLower where it has nothing to say.
+func (f *FS) statIn(d *node, fd int, name string, st *unix.Stat_t) error {
+	err := unix.Fstatat(fd, name, st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == unix.ENOENT && d.merged() && !f.dotWhiteout(fd, name) {
+		return errLower
+	}
+	if err == nil && f.up.isWhiteout(fd, name, st) {
+		return unix.ENOENT
+	}
+	return err
 }
 
 // dotWhiteout tells whether another program left a whiteout in the form of a file .wh.NAME.
@@ -265,7 +273,7 @@ func (f *FS) statIno(n *node) uint64 {
 }
 
 func (f *FS) statAttr(n *node, st *unix.Stat_t) Attr {
-	a := Attr{Ino: f.statIno(n), Mode: st.Mode, Nlink: uint32(st.Nlink), UID: st.Uid, GID: st.Gid, Rdev: st.Rdev,
+	a := Attr{Ino: f.statIno(n), Mode: st.Mode, Nlink: uint32(uint64(st.Nlink) - f.ownLinks(st.Ino)), UID: st.Uid, GID: st.Gid, Rdev: st.Rdev,
 		Size: st.Size, Blocks: st.Blocks, Blksize: uint32(st.Blksize),
 		Atime: statTime(st.Atim), Mtime: statTime(st.Mtim), Ctime: statTime(st.Ctim)}
 	if a.IsDir() && !n.gone && n.merged() {

@@ -243,3 +243,13 @@ func diffLines(got, want string) string {
 	}
 	return ""
 }
+
+// writeTar writes the changes of this moment.
+func writeTar(f *union.FS, w io.Writer, o union.TarOptions) (union.TarResult, error) {
+	m, err := f.Mark(ctx)
+	if err != nil {
+		return union.TarResult{}, err
+	}
+	defer m.Close()
+	return m.WriteTar(ctx, w, o)
+}

@@ -422,7 +422,7 @@ func (m *model) hostXattrs(p string) string {
 func (m *model) compareCommit() {
 	m.t.Helper()
 	var tar bytes.Buffer
-	result, err := m.w.WriteTar(ctx, &tar, union.TarOptions{})
+	result, err := writeTar(m.w.FS, &tar, union.TarOptions{})
 	must(m.t, err)
 	if len(result.Losses) > 0 {
 		m.fail(fmt.Sprintf("losses: %v", result.Losses))

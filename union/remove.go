@@ -36,6 +36,7 @@ func (f *FS) remove(dir ID, name string, rmdir bool) error {
 	if err := f.keep(h, d, name); err != nil {
 		return err
 	}
+	f.beforeUnlink(h, d, name)
 	err = f.dir(d, func(fd int) error { return f.removeIn(d, fd, name, h) })
 	f.removed(h, d, name, err == nil)
 	return err
@@ -163,7 +164,7 @@ func (f *FS) linksLeft(n *node) uint64 {
 	if n.fd < 0 || unix.Fstat(n.fd, &st) != nil {
 		return 0
 	}
-	return uint64(st.Nlink)
+	return uint64(st.Nlink) - f.ownLinks(st.Ino)
 }
 
 // emptyDir tells whether a directory shows no names. FS.ns is held.

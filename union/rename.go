@@ -202,6 +202,7 @@ func (f *FS) giveWay(m *move) error {
 	if err := f.keep(m.dst, m.to, m.newName); err != nil {
 		return err
 	}
+	f.beforeUnlink(m.dst, m.to, m.newName)
 	if n.typ != unix.S_IFDIR {
 		return nil
 	}
@@ -262,6 +263,10 @@ func (f *FS) renamed(m *move, done bool) {
 	}
 	if !done {
 		return
+	}
+	f.afterRename(m.src.n, m.to, m.newName)
+	if m.exchange {
+		f.afterRename(m.dst.n, m.from, m.oldName)
 	}
 	f.tab.Lock()
 	defer f.tab.Unlock()

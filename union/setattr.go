@@ -19,7 +19,10 @@ func (f *FS) Setattr(ctx context.Context, id ID, h *File, s SetAttr) (Attr, erro
 	open := h.writable() // before ns: an open file's lock comes first
 	f.ns.RLock()
 	defer f.ns.RUnlock()
-	if err := f.setattr(n, open, s); err != nil {
+	f.writes.RLock()
+	err = f.setattr(n, open, s)
+	f.writes.RUnlock()
+	if err != nil {
 		return Attr{}, err
 	}
 	return f.getattr(id)
@@ -81,6 +84,7 @@ func (f *FS) truncate(n *node, open int, size int64) error {
 		return unix.EINVAL
 	}
 	if open >= 0 {
+		f.beforeTruncate(open, size)
 		return retry(func() error { return unix.Ftruncate(open, size) })
 	}
 	return f.withPath(n, func(fd int) error {
@@ -89,6 +93,7 @@ func (f *FS) truncate(n *node, open int, size int64) error {
 			return err
 		}
 		defer unix.Close(w)
+		f.beforeTruncate(w, size)
 		return retry(func() error { return unix.Ftruncate(w, size) })
 	})
 }

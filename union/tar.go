@@ -3,12 +3,14 @@ package union
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"path"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/layerfs/layerfs/union/layer"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,66 +34,109 @@ type Loss struct {
 	Path, Reason string
 }
 
-// WriteTar writes the upper directory as an OCI layer (image-spec layer.md): a
-// PAX tar, every directory before what is in it, its whiteouts first, the rest
-// sorted by the bytes of the names, no path twice. Whiteouts are explicit:
-// one for every lower name that no longer shows. Content of the layers below
-// is read only for directories that were renamed. The archive is well-formed
-// also when files change meanwhile; those are among the losses.
-func (f *FS) WriteTar(ctx context.Context, w io.Writer, o TarOptions) (TarResult, error) {
-	t := &tarWriter{fs: f, o: o, w: tar.NewWriter(w), upper: map[uint64]string{}, lower: map[ID]string{}}
-	if f.up == nil {
-		return t.result, t.w.Close()
+// lossChanged is the reason of a Loss of what somebody wrote to meanwhile.
+const lossChanged = "it changed while it was read"
+
+// WriteTar writes the upper directory as it was at the moment, as an OCI layer
+// (image-spec layer.md): a PAX tar, every directory before what is in it, its
+// whiteouts first, the rest sorted by the bytes of the names, no path twice.
+// Whiteouts are explicit: one for every lower name that no longer shows. Content
+// of the layers below is read only for directories that were renamed. The archive
+// is well-formed also when files change that nobody keeps; those are among the losses.
+//
+// What was written is read back in passing and held against the mount. An error
+// that wraps ErrLayerDiffers says that they are not the same. It can be called once.
+func (m *Moment) WriteTar(ctx context.Context, w io.Writer, o TarOptions) (TarResult, error) {
+	if m.fs.up == nil {
+		return TarResult{}, tar.NewWriter(w).Close()
 	}
-	err := f.walk(ctx, func(it *item) error {
-		if err := t.add(ctx, it); err != nil {
-			return fmt.Errorf("write the layer: %s: %w", it.path, err)
+	leftOut := map[string]bool{}
+	check := m.fs.startCheck(o, m.since, leftOut)
+	t := &tarWriter{m: m, fs: m.fs, o: o, w: tar.NewWriter(io.MultiWriter(w, check.feed)), leftOut: leftOut, first: map[nodeKey]string{}}
+	err := t.write(ctx)
+	changed, differs := check.finish()
+	if differs != nil && (err == nil || errors.Is(err, errNoReader)) {
+		err = fmt.Errorf("check the layer: %w", differs)
+	}
+	if m.todo == nil {
+		t.addLosses(changed) // else it changed after the moment
+	}
+	return t.result, err
+}
+
+// nextTick waits until the clock that file systems take times from, which goes
+// in steps of some milliseconds, is past this moment, and returns its time: what
+// changes from now on has this time of change or a later one, what changed before
+// has not (some changes are dated by the precise clock).
+func nextTick() Time {
+	begin := clock(unix.CLOCK_REALTIME)
+	for {
+		if now := clock(unix.CLOCK_REALTIME_COARSE); begin.before(now) {
+			return now
 		}
-		return nil
-	})
-	if err != nil {
-		return t.result, err
+		time.Sleep(time.Millisecond)
 	}
-	return t.result, t.w.Close()
+}
+
+func clock(id int32) Time {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(id, &ts)
+	return statTime(ts)
 }
 
 type tarWriter struct {
-	fs     *FS
-	o      TarOptions
-	w      *tar.Writer
-	upper  map[uint64]string // first path of hardlinked upper nodes, by inode number
-	lower  map[ID]string     // and of lower ones
-	result TarResult
+	m       *Moment
+	fs      *FS
+	o       TarOptions
+	w       *tar.Writer
+	leftOut map[string]bool    // paths whose extended attributes the layer has not
+	first   map[nodeKey]string // where hardlinked nodes have their data
+	result  TarResult
 }
 
-func (t *tarWriter) add(ctx context.Context, it *item) error {
-	if it.whiteout {
-		return t.addWhiteout(it)
-	}
-	a := t.fs.itemAttr(it)
-	if it.path == "" {
-		if same, err := t.rootUnchanged(it, a); same || err != nil {
+func (t *tarWriter) write(ctx context.Context) error {
+	for r := range t.m.records() {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if err := t.add(ctx, r); err != nil {
+			return fmt.Errorf("write the layer: /%s: %w", r.path(), err)
+		}
 	}
-	if a.Type() == unix.S_IFSOCK {
-		t.lose(it.path, "a socket has no form in a layer")
-		return nil
-	}
-	h, err := t.header(it, a)
-	if err != nil {
-		return err
-	}
-	if h.Typeflag != tar.TypeReg || a.Size == 0 {
-		return t.put(h)
-	}
-	return t.addFile(ctx, it, h)
+	return t.w.Close()
 }
 
-func (t *tarWriter) rootUnchanged(it *item, now Attr) (bool, error) {
-	was := t.fs.tree.Attr(Root)
-	same, err := t.fs.sameMeta(it, now, was)
-	return same && now.Mtime == was.Mtime, err
+// addLosses adds those at paths that have none yet.
+func (t *tarWriter) addLosses(list []Loss) {
+	seen := map[string]bool{}
+	for _, l := range t.result.Losses {
+		seen[l.Path] = true
+	}
+	for _, l := range list {
+		if !seen[l.Path] {
+			seen[l.Path] = true
+			t.result.Losses = append(t.result.Losses, l)
+		}
+	}
+}
+
+func (t *tarWriter) add(ctx context.Context, r *record) error {
+	switch {
+	case r.kind == recordWhiteout:
+		return t.addWhiteout(r)
+	case r.typ() == unix.S_IFSOCK:
+		t.lose(r.path(), "a socket has no form in a layer")
+		return nil
+	}
+	h := t.header(r)
+	if h.Typeflag != tar.TypeReg || r.size == 0 {
+		return t.put(h)
+	}
+	if r.kind == recordLower {
+		t.result.Fetched += r.size
+		return t.addFile(h, &lowerContent{ctx, t.fs.tree, ID(r.num)})
+	}
+	return t.addUpper(h, r)
 }
 
 func (t *tarWriter) put(h *tar.Header) error {
@@ -104,8 +149,8 @@ func (t *tarWriter) lose(path, reason string) {
 }
 
 // addWhiteout: regular, empty, all else zero.
-func (t *tarWriter) addWhiteout(it *item) error {
-	name := path.Join(path.Dir(it.path), whiteoutPrefix+it.name)
+func (t *tarWriter) addWhiteout(r *record) error {
+	name := join(r.dir.path, whiteoutPrefix+r.name)
 	return t.put(&tar.Header{Typeflag: tar.TypeReg, Name: name, ModTime: time.Unix(0, 0), Format: tar.FormatPAX})
 }
 
@@ -114,52 +159,48 @@ var tarTypes = map[uint32]byte{
 	unix.S_IFCHR: tar.TypeChar, unix.S_IFBLK: tar.TypeBlock, unix.S_IFIFO: tar.TypeFifo,
 }
 
-func (t *tarWriter) header(it *item, a Attr) (*tar.Header, error) {
+func (t *tarWriter) header(r *record) *tar.Header {
 	h := &tar.Header{
-		Typeflag: tarTypes[a.Type()], Name: it.path, Mode: int64(a.Mode & 0o7777), Uid: int(a.UID), Gid: int(a.GID),
-		ModTime: t.mtime(a), Format: tar.FormatPAX,
+		Typeflag: tarTypes[r.typ()], Name: r.path(), Mode: int64(r.mode & 0o7777), Uid: int(r.uid), Gid: int(r.gid),
+		ModTime: t.o.clamp(r.mtime).Time(), Format: tar.FormatPAX,
 	}
-	if first := t.firstName(it, a); first != "" {
+	if first := t.firstName(r, h.Name); first != "" {
 		h.Typeflag, h.Linkname = tar.TypeLink, first
-		return h, nil
+		return h
 	}
-	switch a.Type() {
+	switch r.typ() {
 	case unix.S_IFDIR:
-		h.Name = it.path + "/"
-		if it.path == "" {
+		h.Name += "/"
+		if h.Name == "/" {
 			h.Name = "./"
 		}
 	case unix.S_IFREG:
-		h.Size = a.Size
+		h.Size = r.size
 	case unix.S_IFCHR, unix.S_IFBLK:
-		h.Devmajor, h.Devminor = int64(unix.Major(a.Rdev)), int64(unix.Minor(a.Rdev))
+		h.Devmajor, h.Devminor = int64(unix.Major(r.rdev)), int64(unix.Minor(r.rdev))
 	case unix.S_IFLNK:
-		target, err := t.fs.itemLink(it)
-		if err != nil {
-			return nil, err
-		}
-		h.Linkname = target
+		h.Linkname = r.link()
 	}
-	return h, t.xattrs(it, h)
+	t.xattrs(r, h)
+	return h
 }
 
-func (t *tarWriter) mtime(a Attr) time.Time {
-	m := a.Mtime.Time()
-	if t.o.Epoch != nil && m.After(time.Unix(*t.o.Epoch, 0)) {
-		return time.Unix(*t.o.Epoch, 0)
+// clamp is a time of change as the layer has it.
+func (o TarOptions) clamp(m Time) Time {
+	if o.Epoch != nil && !m.before(Time{Sec: *o.Epoch}) {
+		return Time{Sec: *o.Epoch}
 	}
 	return m
 }
 
+func (r *record) key() nodeKey { return nodeKey{r.kind == recordUpper, r.num} }
+
 // firstName is the path a hardlinked node was written at before; "" the first time.
-func (t *tarWriter) firstName(it *item, a Attr) string {
-	if a.IsDir() || a.Nlink < 2 {
+func (t *tarWriter) firstName(r *record, path string) string {
+	if r.typ() == unix.S_IFDIR || r.nlink < 2 {
 		return ""
 	}
-	if it.dir < 0 {
-		return remember(t.lower, it.from, it.path)
-	}
-	return remember(t.upper, it.st.Ino, it.path)
+	return remember(t.first, r.key(), path)
 }
 
 func remember[K comparable](m map[K]string, key K, path string) string {
@@ -173,25 +214,47 @@ func remember[K comparable](m map[K]string, key K, path string) string {
 // xattrPrefix is star's record for extended attributes, which image-spec layer.md takes over.
 const xattrPrefix = "SCHILY.xattr."
 
-func (t *tarWriter) xattrs(it *item, h *tar.Header) error {
-	list, err := t.fs.itemXattrs(it)
-	if err != nil {
-		return err
+func (t *tarWriter) xattrs(r *record, h *tar.Header) {
+	list := r.xattrs()
+	for _, x := range list {
+		if strings.Contains(x.Name, "=") {
+			t.lose(r.path(), fmt.Sprintf("the name of the extended attribute %q has a '=', which a PAX record cannot hold", x.Name))
+		}
+	}
+	list = t.o.keptXattrs(list)
+	if size := xattrSize(list); size > maxXattrs {
+		t.lose(r.path(), fmt.Sprintf("extended attributes of %d bytes are more than readers of a PAX header take", size))
+		t.leftOut[r.path()] = true
+		return
 	}
 	for _, x := range list {
-		switch {
-		case strings.HasPrefix(x.Name, "trusted.") && !t.o.Trusted, x.Name == "security.selinux" && !t.o.SELinux:
-			continue
-		case strings.Contains(x.Name, "="):
-			t.lose(it.path, fmt.Sprintf("the name of the extended attribute %q has a '=', which a PAX record cannot hold", x.Name))
-			continue
-		}
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
 		h.PAXRecords[xattrPrefix+x.Name] = string(x.Value)
 	}
-	return nil
+}
+
+// maxXattrs is what is left for extended attributes of the 1 MiB that archive/tar,
+// with which most unpackers read, allows a PAX header to have (maxSpecialFileSize).
+const maxXattrs = 1<<20 - 64<<10
+
+func xattrSize(list []layer.Xattr) (n int) {
+	for _, x := range list {
+		n += len(xattrPrefix) + len(x.Name) + len(x.Value) + len("1000000 =\n")
+	}
+	return n
+}
+
+// keptXattrs are those of a node's extended attributes that the layer has.
+func (o TarOptions) keptXattrs(list []layer.Xattr) []layer.Xattr {
+	drop := func(x layer.Xattr) bool {
+		return strings.HasPrefix(x.Name, "trusted.") && !o.Trusted || x.Name == "security.selinux" && !o.SELinux || strings.Contains(x.Name, "=")
+	}
+	if !slices.ContainsFunc(list, drop) {
+		return list
+	}
+	return slices.DeleteFunc(slices.Clone(list), drop)
 }
 
 // A content is where a file's bytes come from.
@@ -200,38 +263,63 @@ type content interface {
 	nextData(off, size int64) (start, end int64)
 }
 
-func (t *tarWriter) addFile(ctx context.Context, it *item, h *tar.Header) error {
+func (t *tarWriter) addFile(h *tar.Header, c content) error {
 	t.result.Bytes += h.Size
-	if it.dir < 0 {
-		t.result.Fetched += h.Size
-		if err := t.put(h); err != nil {
-			return err
-		}
-		return t.body(it, &lowerContent{ctx, t.fs.tree, it.from}, h.Size)
-	}
-	fd, err := openAt(it.dir, it.name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	if err := t.put(h); err != nil {
 		return err
 	}
-	if err := t.body(it, upperContent(fd), h.Size); err != nil {
+	return t.body(h.Name, c, h.Size)
+}
+
+// addUpper writes a file of the upper directory. One that is not there any more gets no entry.
+func (t *tarWriter) addUpper(h *tar.Header, r *record) error {
+	fd, kept, err := t.m.open(r)
+	if err == nil {
+		defer unix.Close(fd)
+		defer t.m.wasRead(r.num)
+		err = sameFile(fd, r)
+	}
+	if err == unix.ENOENT || err == unix.ELOOP || err == unix.ENXIO {
+		t.lose(h.Name, lossChanged)
+		delete(t.first, r.key())
+		return nil
+	}
+	if err != nil {
 		return err
 	}
+	if kept != nil {
+		return t.addFile(h, keptContent{kept, fd})
+	}
+	if err := t.addFile(h, upperContent(fd)); err != nil {
+		return err
+	}
+	return t.changed(fd, r)
+}
+
+// sameFile is ENOENT when another file stands at the name by now.
+func sameFile(fd int, r *record) error {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	if err == nil && (st.Ino != r.num || st.Mode&unix.S_IFMT != unix.S_IFREG) {
+		return unix.ENOENT
+	}
+	return err
+}
+
+// changed makes a file a loss that nobody kept from being written to.
+func (t *tarWriter) changed(fd int, r *record) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	if st.Size != it.st.Size || st.Mtim != it.st.Mtim || st.Ino != it.st.Ino {
-		t.lose(it.path, "it changed while it was read")
+	if st.Size != r.size || statTime(st.Mtim) != r.mtime || !statTime(st.Ctim).before(t.m.since) {
+		t.addLosses([]Loss{{r.path(), lossChanged}})
 	}
 	return nil
 }
 
 // body writes exactly size bytes. Holes are zeros that nobody reads.
-func (t *tarWriter) body(it *item, c content, size int64) error {
+func (t *tarWriter) body(name string, c content, size int64) error {
 	buf := make([]byte, min(copyBuffer, size))
 	for off := int64(0); off < size; {
 		start, end := c.nextData(off, size)
@@ -240,11 +328,15 @@ func (t *tarWriter) body(it *item, c content, size int64) error {
 		}
 		for off = start; off < end; {
 			n, err := c.read(buf[:min(int64(len(buf)), end-off)], off)
+			if errors.Is(err, errNotKept) {
+				t.lose(name, err.Error())
+				return t.zeros(size - off)
+			}
 			if err != nil {
 				return err
 			}
 			if n == 0 {
-				t.lose(it.path, "it became shorter while it was read")
+				t.lose(name, lossChanged)
 				return t.zeros(size - off)
 			}
 			if _, err := t.w.Write(buf[:n]); err != nil {

@@ -108,5 +108,7 @@ func (f *FS) changeXattr(ctx context.Context, id ID, change func(fd int) error) 
 	}
 	f.ns.RLock()
 	defer f.ns.RUnlock()
+	f.writes.RLock()
+	defer f.writes.RUnlock()
 	return f.withPath(n, change)
 }

@@ -250,7 +250,7 @@ func (e *env) writeLayer(ctx context.Context, f *union.FS, w io.Writer, o commit
 	r, pw := io.Pipe()
 	done := make(chan union.TarResult, 1)
 	go func() {
-		result, err := f.WriteTar(ctx, pw, union.TarOptions{Epoch: o.epochOrNil()})
+		result, err := writeTar(ctx, f, pw, o)
 		done <- result
 		_ = pw.CloseWithError(err)
 	}()
@@ -262,6 +262,15 @@ func (e *env) writeLayer(ctx context.Context, f *union.FS, w io.Writer, o commit
 	}
 	e.remark("layer: %d entries, %s of content, %s compressed", result.Entries, size(result.Bytes, false), size(enc.Descriptor.Size, false))
 	return enc.Descriptor, enc.DiffID, e.losses(result.Losses, o.allowLoss)
+}
+
+func writeTar(ctx context.Context, f *union.FS, w io.Writer, o commitFlags) (union.TarResult, error) {
+	m, err := f.Mark(ctx)
+	if err != nil {
+		return union.TarResult{}, err
+	}
+	defer m.Close()
+	return m.WriteTar(ctx, w, union.TarOptions{Epoch: o.epochOrNil()})
 }
 
 // losses names what the layer does not hold. Without --allow-loss nothing is pushed then.
