@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"iter"
 	"path"
 	"slices"
@@ -37,6 +38,33 @@ func (f *FS) Changes(ctx context.Context) iter.Seq2[Change, error] {
 			}
 		}
 	}
+}
+
+// errFound ends a walk.
+var errFound = errors.New("found")
+
+// Changed tells whether Changes lists anything.
+func (f *FS) Changed(ctx context.Context) (bool, error) {
+	if f.up == nil {
+		return false, nil
+	}
+	f.ns.RLock()
+	defer f.ns.RUnlock()
+	err := f.walk(ctx, func(it *item) error {
+		c, onlyTime, err := f.compare(it)
+		if err == nil && c.Kind != 0 && !onlyTime {
+			err = errFound
+		}
+		return err
+	})
+	if err == errFound {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	list, err := f.changes(ctx) // a directory of another time may be all there is
+	return len(list) > 0, err
 }
 
 func (f *FS) changes(ctx context.Context) ([]Change, error) {

@@ -191,6 +191,9 @@ func (c keptContent) read(p []byte, off int64) (int, error) {
 func (c keptContent) nextData(off, size int64) (start, end int64) {
 	c.k.mu.Lock()
 	defer c.k.mu.Unlock()
+	if c.k.err != nil {
+		return off, size // read says it
+	}
 	for off < size {
 		fd, limit := c.from(off, size)
 		start, end := upperContent(fd).nextData(off, limit)

@@ -3,6 +3,7 @@ package union
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -132,7 +133,7 @@ func (f *FS) walkItem(ctx context.Context, d, it *item, visit func(*item) error)
 	}
 	fd, err := openAt(it.dir, it.name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return err
+		return fmt.Errorf("open /%s in the upper directory: %w", it.path, err)
 	}
 	defer unix.Close(fd)
 	it.through = f.showsThrough(d, it)

@@ -65,11 +65,11 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 	if err := s.mount(); err != nil {
 		return err
 	}
-	control, err := s.listen()
+	unlisten, err := s.listen(ctx)
 	if err != nil {
 		return errors.Join(err, s.fuse.Unmount())
 	}
-	defer control.Close()
+	defer unlisten()
 	ev.remark(s.summary())
 	if err := ev.ready(); err != nil {
 		return errors.Join(fmt.Errorf("who wanted the mount has gone: %w", err), s.fuse.Unmount())
@@ -163,53 +163,6 @@ func (s *server) close() error {
 		errs = append(errs, s.held.release())
 	}
 	return errors.Join(errs...)
-}
-
-// listen answers on the control socket: whoever connects is told the status.
-func (s *server) listen() (net.Listener, error) {
-	path, done, err := controlPath(s.held.dir)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	_ = os.Remove(path)
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("open the control socket: %w", err)
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go s.answer(c)
-		}
-	}()
-	return l, nil
-}
-
-func (s *server) answer(c net.Conn) {
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-	_ = json.NewEncoder(c).Encode(s.status())
-}
-
-// askStatus asks a live server.
-func askStatus(dir string) (st liveStatus, err error) {
-	path, done, err := controlPath(dir)
-	if err != nil {
-		return st, err
-	}
-	defer done()
-	c, err := net.DialTimeout("unix", path, 2*time.Second)
-	if err != nil {
-		return st, err
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-	return st, json.NewDecoder(c).Decode(&st)
 }
 
 // notifyReady tells systemd that the service is up (sd_notify(3)).

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/layerfs/layerfs/registry"
+	"github.com/layerfs/layerfs/union"
+	"github.com/layerfs/layerfs/union/layer"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/pflag"
+)
+
+var commitCommand = command{
+	name: "commit", args: "DIR|UPPER DEST", short: "Make a new image of what was written",
+	long: `
+DIR is a writable mount, which stays mounted, or the mountpoint of one that was
+unmounted; UPPER is an upper directory. DEST is an image in a registry, oci:DIR:TAG,
+oci-archive:FILE:TAG or docker-archive:FILE:REF. Prints DEST with its digest.
+
+Only what was written is read and sent. The layers of the base image are not
+fetched: a registry that has them mounts them into the new repository.`,
+	setup: setupCommit,
+}
+
+// commitFlags are the flags of commit.
+type commitFlags struct {
+	compression, message, author string
+	level                        int
+	changes                      []string
+	epoch                        int64
+	allowLoss                    bool
+}
+
+func setupCommit(flags *pflag.FlagSet) runFunc {
+	var c commitFlags
+	flags.StringVar(&c.compression, "compression", "gzip", "gzip, zstd, estargz, zstd:chunked or none")
+	flags.IntVar(&c.level, "level", 0, "compression level (0: the usual one)")
+	flags.StringArrayVar(&c.changes, "change", nil, "change the config as a Dockerfile line does: CMD ENTRYPOINT ENV EXPOSE LABEL USER VOLUME WORKDIR STOPSIGNAL ONBUILD")
+	flags.StringVarP(&c.message, "message", "m", "", "comment of the history entry")
+	flags.StringVarP(&c.author, "author", "a", "", "author of the image")
+	flags.Int64Var(&c.epoch, "source-date-epoch", -1, "Unix time for all that is dated now, and the latest time of files (also from SOURCE_DATE_EPOCH)")
+	flags.BoolVar(&c.allowLoss, "allow-loss", false, "go on when a layer cannot hold something")
+	return func(ctx context.Context, e *env, args []string) error {
+		if err := wantArgs("commit [flags] DIR|UPPER DEST", args, 2, 2); err != nil {
+			return err
+		}
+		if err := c.fromEnvironment(e.getenv); err != nil {
+			return err
+		}
+		return e.commit(ctx, args[0], args[1], c)
+	}
+}
+
+func (c *commitFlags) fromEnvironment(getenv func(string) string) error {
+	v := getenv("SOURCE_DATE_EPOCH")
+	if c.epoch >= 0 || v == "" {
+		return nil
+	}
+	if _, err := fmt.Sscan(v, &c.epoch); err != nil || c.epoch < 0 {
+		return usageError("SOURCE_DATE_EPOCH=" + v + ": want seconds since 1970")
+	}
+	return nil
+}
+
+func (c *commitFlags) epochOrNil() *int64 {
+	if c.epoch < 0 {
+		return nil
+	}
+	return &c.epoch
+}
+
+func (e *env) commit(ctx context.Context, dir, dest string, o commitFlags) error {
+	c, err := e.openChanges(ctx, dir, union.TarOptions{Epoch: o.epochOrNil()})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.close() }() // only read
+	push := registry.PushOptions{
+		Changes: o.changes, Message: o.message, Author: o.author, CreatedBy: "layerfs commit", Epoch: o.epochOrNil(),
+		Options: e.registryOptions(c.image.store),
+	}
+	if c.changed {
+		push.Layer = &registry.NewLayer{Repeatable: true, Write: func(ctx context.Context, w io.Writer) (ocispec.Descriptor, digest.Digest, error) {
+			return e.writeLayer(ctx, c.writeTar, w, o)
+		}}
+	}
+	p := e.newProgress()
+	push.Progress = p.blob
+	_, name, err := registry.Push(ctx, c.image.Image, dest, push)
+	p.done()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(e.stdout, name)
+	return err
+}
+
+// A changeSet is what was written, to be committed.
+type changeSet struct {
+	image    *image // the base; of a live mount without its layers
+	changed  bool
+	writeTar tarWriter
+	close    func() error
+}
+
+type tarWriter func(ctx context.Context, w io.Writer) (union.TarResult, error)
+
+// openChanges finds what dir means, and has a live server mark the moment.
+func (e *env) openChanges(ctx context.Context, dir string, o union.TarOptions) (*changeSet, error) {
+	at, err := e.findUpper(dir)
+	if err != nil {
+		return nil, err
+	}
+	if at.live != nil {
+		return e.liveChanges(ctx, at, o)
+	}
+	c, err := e.openUpper(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	set := &changeSet{image: c.image, close: c.Close}
+	set.writeTar = func(ctx context.Context, w io.Writer) (union.TarResult, error) {
+		m, err := c.fs.Mark(ctx)
+		if err != nil {
+			return union.TarResult{}, err
+		}
+		defer m.Close()
+		return m.WriteTar(ctx, w, o)
+	}
+	if set.changed, err = c.fs.Changed(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return set, nil
+}
+
+// liveChanges are those of a live mount. A layer that must be written again,
+// because an upload was lost, is of a later moment.
+func (e *env) liveChanges(ctx context.Context, at upperPlace, o union.TarOptions) (*changeSet, error) {
+	im, err := e.openManifest(ctx, at.ref)
+	if err != nil {
+		return nil, err
+	}
+	first, changed, err := startLiveCommit(at.live.dir, o)
+	if err != nil {
+		return nil, errors.Join(err, im.Close())
+	}
+	set := &changeSet{image: im, changed: changed}
+	set.writeTar = func(ctx context.Context, w io.Writer) (union.TarResult, error) {
+		l := first
+		if first = nil; l == nil {
+			var err error
+			if l, _, err = startLiveCommit(at.live.dir, o); err != nil {
+				return union.TarResult{}, err
+			}
+			if l == nil {
+				return union.TarResult{}, errors.New("all changes were undone while the layer was sent")
+			}
+		}
+		return l.writeTar(ctx, w)
+	}
+	set.close = func() error {
+		if first != nil {
+			_ = first.conn.Close()
+		}
+		return im.Close()
+	}
+	return set, nil
+}
+
+// writeLayer writes the new layer in one pass: tar, diff ID, compressor, digest.
+func (e *env) writeLayer(ctx context.Context, write tarWriter, w io.Writer, o commitFlags) (d ocispec.Descriptor, diffID digest.Digest, err error) {
+	r, pw := io.Pipe()
+	done := make(chan union.TarResult, 1)
+	go func() {
+		result, err := write(ctx, pw)
+		done <- result
+		_ = pw.CloseWithError(err)
+	}()
+	enc, err := layer.Encode(ctx, w, r, layer.Compression{Algorithm: o.compression, Level: o.level})
+	_ = r.CloseWithError(errors.Join(err, io.ErrClosedPipe)) // ends the writer, if Encode gave up
+	result := <-done
+	if err != nil {
+		return d, "", err
+	}
+	e.remark("layer: %d entries, %s of content, %s compressed", result.Entries, size(result.Bytes, false), size(enc.Descriptor.Size, false))
+	return enc.Descriptor, enc.DiffID, e.losses(result.Losses, o.allowLoss)
+}
+
+// losses names what the layer does not hold. Without --allow-loss nothing is pushed then.
+func (e *env) losses(list []union.Loss, allow bool) error {
+	for _, l := range list {
+		fmt.Fprintf(e.stderr, "layerfs: not in the layer: /%s: %s\n", safe(l.Path), l.Reason)
+	}
+	if len(list) == 0 || allow {
+		return nil
+	}
+	return fmt.Errorf("commit: %d things cannot be in the layer as they are; nothing was pushed; --allow-loss leaves them out", len(list))
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/layerfs/layerfs/union"
+)
+
+// A commit of a live mount is a point in time: the server, through which all
+// writes go, marks it and writes the tar. On the socket: a commitAnswer, and if
+// there are changes the tar in frames (a length of 4 bytes, big endian, and so
+// many bytes; length 0 ends it) and one commitAnswer more. They are one line of JSON each.
+type commitAnswer struct {
+	Marked  bool             `json:"marked"` // false from a server that knows nothing of this
+	Changed bool             `json:"changed,omitempty"`
+	Result  *union.TarResult `json:"result,omitempty"`
+	Error   string           `json:"error,omitempty"`
+	Code    int              `json:"code,omitempty"` // exit code that Error has
+}
+
+func (a *commitAnswer) setError(err error) {
+	if err != nil {
+		a.Error, a.Code = message(err), exitCode(err)
+	}
+}
+
+func (a *commitAnswer) err() error {
+	if a.Error == "" {
+		return nil
+	}
+	return &exitError{a.Code, errors.New(a.Error)}
+}
+
+// answerCommit is the server's side. The moment ends when the client goes.
+func (s *server) answerCommit(ctx context.Context, c net.Conn, o union.TarOptions) {
+	_ = c.SetDeadline(time.Time{})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	go func() {
+		_, _ = io.Copy(io.Discard, c) // until the client goes
+		cancel()
+	}()
+	begun := time.Now()
+	m, a := s.mark(ctx)
+	if m != nil {
+		defer m.Close()
+		s.e.log.Info("commit: marked", "took", time.Since(begun))
+	}
+	out := json.NewEncoder(c)
+	if out.Encode(a) != nil || m == nil {
+		return
+	}
+	w := bufio.NewWriterSize(&frameWriter{c}, maxFrame)
+	result, err := m.WriteTar(ctx, w, o)
+	if err != nil {
+		s.e.log.Error("commit", "err", err)
+	} else {
+		err = w.Flush()
+	}
+	last := commitAnswer{Marked: true, Result: &result}
+	last.setError(err)
+	if _, err := c.Write(make([]byte, 4)); err == nil {
+		_ = out.Encode(last)
+	}
+}
+
+// mark marks the moment if there is anything to commit; a is what to answer.
+func (s *server) mark(ctx context.Context) (m *union.Moment, a commitAnswer) {
+	a.Marked = true
+	changed, err := s.fs.Changed(ctx)
+	if err == nil && changed {
+		m, err = s.fs.Mark(ctx)
+	}
+	if errors.Is(err, union.ErrMarked) {
+		err = fmt.Errorf("%s: %w; wait for it, or end it", s.plan.dir, err)
+	}
+	a.setError(err)
+	a.Changed = m != nil
+	return m, a
+}
+
+// maxFrame is the largest frame.
+const maxFrame = 1 << 20
+
+type frameWriter struct{ w io.Writer }
+
+func (f *frameWriter) Write(p []byte) (done int, err error) {
+	for len(p) > 0 {
+		n := min(len(p), maxFrame)
+		var head [4]byte
+		binary.BigEndian.PutUint32(head[:], uint32(n))
+		if _, err := f.w.Write(head[:]); err != nil {
+			return done, err
+		}
+		k, err := f.w.Write(p[:n])
+		if done += k; err != nil {
+			return done, err
+		}
+		p = p[n:]
+	}
+	return done, nil
+}
+
+// A liveCommit is the client's side.
+type liveCommit struct {
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+// startLiveCommit has the server mark the moment. changed is false, and there is
+// no commit, when nothing was written since the mount began.
+func startLiveCommit(dir string, o union.TarOptions) (l *liveCommit, changed bool, err error) {
+	c, err := dialControl(dir, controlRequest{Do: "commit", Tar: o})
+	if err != nil {
+		return nil, false, fmt.Errorf("ask the server of the mount: %w", err)
+	}
+	_ = c.SetDeadline(time.Time{}) // to look for changes takes as long as it takes
+	l = &liveCommit{c, bufio.NewReaderSize(c, 256<<10)}
+	a, err := l.answer()
+	if err != nil || !a.Changed {
+		return nil, false, errors.Join(err, c.Close())
+	}
+	return l, true, nil
+}
+
+func (l *liveCommit) answer() (a commitAnswer, err error) {
+	line, err := l.in.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &a)
+	}
+	switch {
+	case err != nil:
+		return a, fmt.Errorf("the server of the mount broke off: %w", err)
+	case !a.Marked:
+		return a, errors.New("the server of the mount is of another version; unmount, and commit what is kept of the mountpoint")
+	}
+	return a, a.err()
+}
+
+// writeTar passes the tar on, and closes the connection.
+func (l *liveCommit) writeTar(ctx context.Context, w io.Writer) (result union.TarResult, err error) {
+	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
+	defer stop()
+	defer func() { _ = l.conn.Close() }()
+	for {
+		var head [4]byte
+		if _, err := io.ReadFull(l.in, head[:]); err != nil {
+			return result, fmt.Errorf("the server of the mount broke off: %w", err)
+		}
+		n := int64(binary.BigEndian.Uint32(head[:]))
+		if n == 0 {
+			break
+		}
+		if _, err := io.CopyN(w, l.in, n); err != nil {
+			return result, fmt.Errorf("take the layer from the server of the mount: %w", err)
+		}
+	}
+	a, err := l.answer()
+	if a.Result != nil {
+		result = *a.Result
+	}
+	return result, err
+}
