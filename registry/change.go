@@ -15,37 +15,50 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ApplyChange edits the object under an image config's key "config" as a line of
+// ApplyChanges edits the object under an image config's key "config" as lines of
 // a Dockerfile would (docs.docker.com/reference/dockerfile), with the
-// instructions that `docker commit --change` takes. Variables stand for the
-// image's own environment. Keys the line does not concern keep their values; the
+// instructions that `docker commit --change` takes, and SHELL. A line may go on
+// behind a backslash, and several may stand in one string. Variables stand for
+// the image's own environment. Keys the lines do not concern keep their values; the
 // object is written with its keys sorted. Errors wrap ErrUsage, and leave
 // cfg as it was.
 //
-// ENTRYPOINT leaves Cmd alone, as `podman commit --change` and `buildah config`
-// do: an image that must lose it says CMD []. (`docker commit` drops it unless a
-// CMD stands before the ENTRYPOINT, as in a build.)
-func ApplyChange(cfg map[string]json.RawMessage, line string) error {
+// As in a build, ENTRYPOINT drops the Cmd of the base, which was made for another
+// entrypoint, unless a CMD stands in a line before it. (`buildah config` and
+// `podman commit --change` keep it.)
+func ApplyChanges(cfg map[string]json.RawMessage, lines []string) error {
 	c, err := decodeConfig(cfg["config"])
-	if err == nil {
-		err = c.apply(line)
-	}
 	if err != nil {
-		return faultf(ErrUsage, "change %q: %w", line, err)
+		return faultf(ErrUsage, "change: %w", err)
+	}
+	ch := change{config: c}
+	for _, text := range lines {
+		if err := ch.apply(text); err != nil {
+			return faultf(ErrUsage, "change %q: %w", text, err)
+		}
+	}
+	if len(lines) == 0 {
+		return nil
 	}
 	b, err := marshal(c)
 	if err != nil {
-		return fmt.Errorf("change %q: %w", line, err)
+		return fmt.Errorf("change: %w", err)
 	}
 	cfg["config"] = b
 	return nil
 }
 
+// A change is the lines of one ApplyChanges.
+type change struct {
+	config
+	cmd bool // a CMD came before
+}
+
 // A config is the object that the instructions edit.
 type config map[string]json.RawMessage
 
-// changeable are the instructions that `docker commit --change` has.
-const changeable = "CMD ENTRYPOINT ENV EXPOSE HEALTHCHECK LABEL ONBUILD STOPSIGNAL USER VOLUME WORKDIR"
+// changeable are the instructions.
+const changeable = "CMD ENTRYPOINT ENV EXPOSE HEALTHCHECK LABEL ONBUILD SHELL STOPSIGNAL USER VOLUME WORKDIR"
 
 // instructions has a function for each of changeable. It gets what stands
 // behind the instruction's word, never empty.
@@ -57,6 +70,7 @@ var instructions = map[string]func(c config, args string) error{
 	"HEALTHCHECK": config.healthcheck,
 	"LABEL":       config.label,
 	"ONBUILD":     config.onbuild,
+	"SHELL":       config.shell,
 	"STOPSIGNAL":  config.stopsignal,
 	"USER":        config.user,
 	"VOLUME":      config.volume,
@@ -77,23 +91,46 @@ func decodeConfig(raw json.RawMessage) (config, error) {
 	return c, nil
 }
 
-func (c config) apply(line string) error {
-	line = joinLines(line)
+// apply applies what may be several lines; there must be one.
+func (c *change) apply(text string) error {
+	lines := splitLines(text)
+	if len(lines) == 0 {
+		return fmt.Errorf("no instruction; there are %s", changeable)
+	}
+	for _, line := range lines {
+		if err := c.applyLine(line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *change) applyLine(line string) error {
 	switch {
-	case strings.ContainsAny(line, "\n\r\x00"):
-		return errors.New("more than one line")
+	case strings.ContainsAny(line, "\r\x00"):
+		return errors.New("a control character")
 	case !utf8.ValidString(line):
 		return errors.New("not UTF-8, which JSON needs")
 	}
 	word, args := cutWord(line)
-	f := instructions[strings.ToUpper(word)]
+	word = strings.ToUpper(word)
+	f := instructions[word]
 	if f == nil {
 		return fmt.Errorf("%q changes no image config; there are %s", word, changeable)
 	}
 	if args == "" {
-		return fmt.Errorf("%s has no argument", strings.ToUpper(word))
+		return fmt.Errorf("%s has no argument", word)
 	}
-	return f(c, args)
+	if err := f(c.config, args); err != nil {
+		return err
+	}
+	switch {
+	case word == "CMD":
+		c.cmd = true
+	case word == "ENTRYPOINT" && !c.cmd:
+		delete(c.config, "Cmd")
+	}
+	return nil
 }
 
 // get decodes a key; the zero value when there is none.
@@ -170,6 +207,18 @@ func (c config) setCommand(key, args string) error {
 
 func (c config) cmd(args string) error        { return c.setCommand("Cmd", args) }
 func (c config) entrypoint(args string) error { return c.setCommand("Entrypoint", args) }
+
+// shell wants the exec form; the shell form of CMD, ENTRYPOINT and HEALTHCHECK runs in it from then on.
+func (c config) shell(args string) error {
+	words, exec, err := command(args)
+	if err == nil && (!exec || len(words) == 0) {
+		err = errors.New(`want SHELL ["PROGRAM", "ARGUMENT"…]`)
+	}
+	if err != nil {
+		return err
+	}
+	return c.set("Shell", words)
+}
 
 func (c config) env(args string) error {
 	env, err := get[[]string](c, "Env")
@@ -367,7 +416,7 @@ func (c config) onbuild(args string) error {
 	switch word = strings.ToUpper(word); word {
 	case "ONBUILD", "FROM", "MAINTAINER":
 		return fmt.Errorf("%s may not stand behind ONBUILD", word)
-	case "ADD", "ARG", "COPY", "RUN", "SHELL":
+	case "ADD", "ARG", "COPY", "RUN":
 	default:
 		if !slices.Contains(strings.Fields(changeable), word) {
 			return fmt.Errorf("%q is no instruction of a Dockerfile", word)

@@ -38,7 +38,9 @@ var changeTests = []struct{ name, before, line, after string }{
 	{"cmd that looks like JSON", ``, `CMD [ -f x ] && y`, `{"Cmd":["/bin/sh","-c","[ -f x ] && y"]}`},
 	{"cmd empty", `{"Cmd":["old"],"User":"u"}`, `CMD []`, `{"User":"u"}`},
 	{"cmd keeps html", ``, `CMD ["<&>"]`, `{"Cmd":["<&>"]}`},
-	{"entrypoint leaves cmd", `{"Cmd":["a"]}`, `ENTRYPOINT ["b"]`, `{"Cmd":["a"],"Entrypoint":["b"]}`},
+	{"entrypoint drops the base's cmd", `{"Cmd":["a"]}`, `ENTRYPOINT ["b"]`, `{"Entrypoint":["b"]}`},
+	{"entrypoint keeps a cmd of our own", `{"Cmd":["a"]}`, "CMD [\"c\"]\nENTRYPOINT [\"b\"]", `{"Cmd":["c"],"Entrypoint":["b"]}`},
+	{"entrypoint before cmd", `{"Cmd":["a"]}`, "ENTRYPOINT [\"b\"]\nCMD [\"c\"]", `{"Cmd":["c"],"Entrypoint":["b"]}`},
 	{"entrypoint shell", ``, `ENTRYPOINT exec top`, `{"Entrypoint":["/bin/sh","-c","exec top"]}`},
 	{"entrypoint empty", `{"Entrypoint":["a"]}`, `ENTRYPOINT []`, `{}`},
 
@@ -71,19 +73,26 @@ var changeTests = []struct{ name, before, line, after string }{
 		`{"Healthcheck":{"Test":["CMD","a"],"StartPeriod":1000000000,"StartInterval":1000000}}`},
 	{"healthcheck none", `{"Healthcheck":{"Test":["CMD","a"]}}`, `HEALTHCHECK none`, `{"Healthcheck":{"Test":["NONE"]}}`},
 
+	{"shell", ``, `SHELL ["/bin/bash", "-o", "pipefail", "-c"]`, `{"Shell":["/bin/bash","-o","pipefail","-c"]}`},
+	{"shell of the lines behind it", ``, "CMD a\nSHELL [\"/b\",\"-c\"]\nENTRYPOINT e", `{"Cmd":["/bin/sh","-c","a"],"Entrypoint":["/b","-c","e"],"Shell":["/b","-c"]}`},
+	{"several lines", ``, "\n# a comment\n  ENV A=1 \\\n\n # another\n   B=2 \\\nC=3\n\nUSER $A", `{"Env":["A=1","B=2","C=3"],"User":"1"}`},
+	{"carriage returns", ``, "ENV A=1 \\\r\n  B=2\r\nUSER u\r\n", `{"Env":["A=1","B=2"],"User":"u"}`},
+	{"backslash at the end", ``, `USER u\`, `{"User":"u"}`},
+	{"continued exec form", ``, "CMD [\"a\", \\\n  \"b\"]", `{"Cmd":["a","b"]}`},
+
 	{"unknown keys stay", `{"X-Big":12345678901234567890,"A":{"b":[1,2]},"ArgsEscaped":true}`, `USER u`,
 		`{"A":{"b":[1,2]},"ArgsEscaped":true,"User":"u","X-Big":12345678901234567890}`},
 	{"null config", `null`, `USER u`, `{"User":"u"}`},
 }
 
-func TestApplyChange(t *testing.T) {
+func TestApplyChanges(t *testing.T) {
 	for _, tt := range changeTests {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := map[string]json.RawMessage{"os": json.RawMessage(`"linux"`)}
 			if tt.before != "" {
 				cfg["config"] = json.RawMessage(tt.before)
 			}
-			if err := ApplyChange(cfg, tt.line); err != nil {
+			if err := ApplyChanges(cfg, []string{tt.line}); err != nil {
 				t.Fatal(err)
 			}
 			if got := string(cfg["config"]); got != tt.after {
@@ -96,12 +105,14 @@ func TestApplyChange(t *testing.T) {
 	}
 }
 
-func TestApplyChangeRefuses(t *testing.T) {
+func TestApplyChangesRefuses(t *testing.T) {
 	for _, tt := range []struct{ before, line, why string }{
-		{``, ``, "CMD ENTRYPOINT ENV EXPOSE HEALTHCHECK LABEL ONBUILD STOPSIGNAL USER VOLUME WORKDIR"},
+		{``, ``, "CMD ENTRYPOINT ENV EXPOSE HEALTHCHECK LABEL ONBUILD SHELL STOPSIGNAL USER VOLUME WORKDIR"},
 		{``, `MAINTAINER me`, "CMD ENTRYPOINT ENV"},
 		{``, `RUN true`, "CMD ENTRYPOINT ENV"},
-		{``, `SHELL ["a"]`, "CMD ENTRYPOINT ENV"},
+		{``, `SHELL bash -c`, "want SHELL"},
+		{``, `SHELL []`, "want SHELL"},
+		{``, "\n# nothing\n", "no instruction"},
 		{``, `CMD=/bin/sh`, "CMD ENTRYPOINT ENV"},
 		{``, `CMD`, "no argument"},
 		{``, `CMD ["a", 1]`, "only strings"},
@@ -113,7 +124,8 @@ func TestApplyChangeRefuses(t *testing.T) {
 		{``, `ENV A=${b`, "no end"},
 		{``, `ENV A=${b%c}`, "bad substitution"},
 		{``, `ENV A=${}`, "bad substitution"},
-		{``, "ENV A=1\nRUN x", "one line"},
+		{``, "ENV A=1\nRUN x", "changes no image config"},
+		{``, "ENV A=1\rB=2", "control character"},
 		{``, "ENV A=\xff", "UTF-8"},
 		{``, `EXPOSE 0`, "no port"},
 		{``, `EXPOSE 65536`, "no port"},
@@ -144,13 +156,28 @@ func TestApplyChangeRefuses(t *testing.T) {
 			cfg["config"] = json.RawMessage(tt.before)
 		}
 		before := maps.Clone(cfg)
-		err := ApplyChange(cfg, tt.line)
+		err := ApplyChanges(cfg, []string{tt.line})
 		if !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), tt.why) {
 			t.Errorf("%q: got %v, want ErrUsage about %q", tt.line, err, tt.why)
 		}
 		if string(cfg["config"]) != string(before["config"]) || len(cfg) != len(before) {
 			t.Errorf("%q: refused, but the config changed to %s", tt.line, cfg["config"])
 		}
+	}
+}
+
+// TestChangesAreOneBuild: what one --change says counts for the next.
+func TestChangesAreOneBuild(t *testing.T) {
+	cfg := map[string]json.RawMessage{"config": json.RawMessage(`{"Cmd":["base"]}`)}
+	lines := []string{`CMD c`, `ENV A=1`, `ENTRYPOINT ["e"]`, `ENV B=$A`}
+	if err := ApplyChanges(cfg, lines); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(cfg["config"]), `{"Cmd":["/bin/sh","-c","c"],"Entrypoint":["e"],"Env":["A=1","B=1"]}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if err := ApplyChanges(cfg, []string{`USER u`, `RUN x`}); err == nil || strings.Contains(string(cfg["config"]), "User") {
+		t.Errorf("half of a refused change: %v, %s", err, cfg["config"])
 	}
 }
 
@@ -168,15 +195,15 @@ func TestInstructionsAreChangeable(t *testing.T) {
 	}
 }
 
-// FuzzApplyChange: no panic, and what comes out is a config that is taken again.
-func FuzzApplyChange(f *testing.F) {
+// FuzzApplyChanges: no panic, and what comes out is a config that is taken again.
+func FuzzApplyChanges(f *testing.F) {
 	for _, tt := range changeTests {
 		f.Add(tt.before, tt.line)
 	}
 	f.Add(`{"Env":["A=1"]}`, `ENV B=${A:-${B:-${C`+"\\")
 	f.Fuzz(func(t *testing.T, before, line string) {
 		cfg := map[string]json.RawMessage{"config": json.RawMessage(before)}
-		if err := ApplyChange(cfg, line); err != nil {
+		if err := ApplyChanges(cfg, []string{line}); err != nil {
 			if !errors.Is(err, ErrUsage) {
 				t.Fatalf("%q: %v", line, err)
 			}
@@ -186,7 +213,7 @@ func FuzzApplyChange(f *testing.F) {
 		if !json.Valid([]byte(first)) {
 			t.Fatalf("%q: not JSON: %s", line, first)
 		}
-		if err := ApplyChange(cfg, `USER x`); err != nil {
+		if err := ApplyChanges(cfg, []string{`USER x`}); err != nil {
 			t.Fatalf("%q: the result is refused: %v", line, err)
 		}
 	})

@@ -6,21 +6,26 @@ import (
 	"strings"
 )
 
-// joinLines takes out continuations: a backslash, blanks, the end of the line.
-func joinLines(s string) string {
-	lines := strings.Split(s, "\n")
+// splitLines cuts a text into instructions: a line that ends in a backslash goes on
+// in the next; comments and empty lines count for nothing, not even between the two.
+func splitLines(text string) []string {
+	var list []string
 	var b strings.Builder
-	for i, l := range lines {
-		if head, ok := strings.CutSuffix(strings.TrimRight(l, " \t\r"), `\`); ok && i < len(lines)-1 {
-			b.WriteString(head)
+	for l := range strings.SplitSeq(text, "\n") {
+		if t := strings.TrimSpace(l); t == "" || t[0] == '#' {
 			continue
 		}
-		b.WriteString(l)
-		if i < len(lines)-1 {
-			b.WriteByte('\n')
+		head, more := strings.CutSuffix(strings.TrimRight(l, " \t\r"), `\`)
+		b.WriteString(head)
+		if !more {
+			list = append(list, strings.TrimSpace(b.String()))
+			b.Reset()
 		}
 	}
-	return strings.TrimSpace(b.String())
+	if rest := strings.TrimSpace(b.String()); rest != "" {
+		list = append(list, rest)
+	}
+	return list
 }
 
 // cutWord splits the first word off.

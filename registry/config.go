@@ -73,22 +73,14 @@ func appendDiffID(c *rawObject, diffID digest.Digest) error {
 	return nil
 }
 
-// appendHistory adds the new entry. The entries that made a layer must be as
-// many as the layers, or docker refuses the image: a base without a full history
-// (buildpacks, bazel) gets entries that say so.
+// appendHistory adds the new entry.
 func appendHistory(c *rawObject, base *Image, empty bool, o PushOptions, now time.Time) error {
 	list, err := c.list("history")
+	if err == nil {
+		list, err = evenHistory(list, len(base.Manifest.Layers))
+	}
 	if err != nil {
 		return faultf(ErrIntegrity, "history of the base image: %w", err)
-	}
-	made := 0
-	for _, h := range base.Config.History {
-		if !h.EmptyLayer {
-			made++
-		}
-	}
-	for ; made < len(base.Manifest.Layers); made++ {
-		list = append(list, json.RawMessage(`{"comment":"layer of the base image, without history"}`))
 	}
 	entry, err := marshal(ocispec.History{
 		Created: &now, CreatedBy: o.CreatedBy, Author: o.Author, Comment: o.Message, EmptyLayer: empty,
@@ -100,15 +92,46 @@ func appendHistory(c *rawObject, base *Image, empty bool, o PushOptions, now tim
 	return nil
 }
 
+// evenHistory makes the entries that made a layer as many as the layers, or docker
+// refuses the image: a base without a full history (buildpacks, bazel) gets entries
+// that say so, and of one that was squashed, without a word of it, the newest
+// entries have made no layer.
+func evenHistory(list []json.RawMessage, layers int) ([]json.RawMessage, error) {
+	var made []int // indexes of the entries that made a layer
+	for i, raw := range list {
+		var h ocispec.History
+		if err := json.Unmarshal(raw, &h); err != nil {
+			return nil, err
+		}
+		if !h.EmptyLayer {
+			made = append(made, i)
+		}
+	}
+	for n := len(made); n < layers; n++ {
+		list = append(list, json.RawMessage(`{"comment":"layer of the base image, without history"}`))
+	}
+	for _, i := range made[min(layers, len(made)):] {
+		h, err := parseRaw(list[i])
+		if err != nil {
+			return nil, err
+		}
+		if err := h.set("empty_layer", true); err != nil {
+			return nil, err
+		}
+		list[i] = h.bytes()
+	}
+	return list, nil
+}
+
 func applyChanges(c *rawObject, lines []string) error {
-	for _, line := range lines {
-		m := map[string]json.RawMessage{}
-		if raw, ok := c.values["config"]; ok {
-			m["config"] = raw
-		}
-		if err := ApplyChange(m, line); err != nil {
-			return err
-		}
+	m := map[string]json.RawMessage{}
+	if raw, ok := c.values["config"]; ok {
+		m["config"] = raw
+	}
+	if err := ApplyChanges(m, lines); err != nil {
+		return err
+	}
+	if len(lines) > 0 {
 		c.setRaw("config", m["config"])
 	}
 	return nil

@@ -26,7 +26,7 @@ type PushOptions struct {
 	Options // how the destination is reached
 
 	Layer     *NewLayer // nil: the image gets a new config only
-	Changes   []string  // lines of a Dockerfile, see ApplyChange
+	Changes   []string  // lines of a Dockerfile, see ApplyChanges
 	Message   string    // the comment in the history
 	Author    string
 	CreatedBy string // the command in the history

@@ -39,7 +39,7 @@ func setupCommit(flags *pflag.FlagSet) runFunc {
 	var c commitFlags
 	flags.StringVar(&c.compression, "compression", "gzip", "gzip, zstd, estargz, zstd:chunked or none")
 	flags.IntVar(&c.level, "level", 0, "compression level (0: the usual one)")
-	flags.StringArrayVar(&c.changes, "change", nil, "change the config as a Dockerfile line does: CMD ENTRYPOINT ENV EXPOSE LABEL USER VOLUME WORKDIR STOPSIGNAL ONBUILD")
+	flags.StringArrayVar(&c.changes, "change", nil, "change the config as lines of a Dockerfile do: CMD ENTRYPOINT ENV EXPOSE HEALTHCHECK LABEL ONBUILD SHELL STOPSIGNAL USER VOLUME WORKDIR")
 	flags.StringVarP(&c.message, "message", "m", "", "comment of the history entry")
 	flags.StringVarP(&c.author, "author", "a", "", "author of the image")
 	flags.Int64Var(&c.epoch, "source-date-epoch", -1, "Unix time for all that is dated now, and the latest time of files (also from SOURCE_DATE_EPOCH)")
