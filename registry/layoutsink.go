@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -32,11 +33,14 @@ func newLayoutSink(r Ref) (sink, error) {
 		return nil, err
 	}
 	_, err = os.Stat(filepath.Join(s.dir, ocispec.ImageLayoutFile))
-	if errors.Is(err, fs.ErrNotExist) && len(list) > 0 {
+	if errors.Is(err, fs.ErrNotExist) && slices.ContainsFunc(list, notBlobs) {
 		return nil, faultf(ErrUsage, "the directory is neither empty nor an OCI image layout")
 	}
 	return s, os.MkdirAll(filepath.Join(s.dir, ocispec.ImageBlobsDir, "sha256"), 0o755)
 }
+
+// notBlobs is false for what a commit that did not come to its end may leave in a new layout.
+func notBlobs(e fs.DirEntry) bool { return e.Name() != ocispec.ImageBlobsDir }
 
 func (s *layoutSink) close() {}
 
@@ -114,10 +118,10 @@ func (s *layoutSink) commit(ctx context.Context, d ocispec.Descriptor, raw []byt
 	if err != nil {
 		return err
 	}
-	if err := replaceFile(s.dir, ocispec.ImageIndexFile, b); err != nil {
+	if err := replaceFile(s.dir, ocispec.ImageLayoutFile, []byte(layoutVersion)); err != nil {
 		return err
 	}
-	return replaceFile(s.dir, ocispec.ImageLayoutFile, []byte(layoutVersion))
+	return replaceFile(s.dir, ocispec.ImageIndexFile, b)
 }
 
 func (s *layoutSink) readIndex() ([]byte, error) {
