@@ -128,7 +128,15 @@ func lgetxattrAt(dir int, name, attr string) ([]byte, error) {
 
 // listxattr lists the names of the xattrs of an O_PATH descriptor's node.
 func listxattr(fd int) ([]string, error) {
-	b, err := getxattr(func(b []byte) (int, error) { return unix.Listxattr(procPath(fd, ""), b) })
+	return splitNames(getxattr(func(b []byte) (int, error) { return unix.Listxattr(procPath(fd, ""), b) }))
+}
+
+// listxattrAt lists those of an entry, which may be a symlink.
+func listxattrAt(dir int, name string) ([]string, error) {
+	return splitNames(getxattr(func(b []byte) (int, error) { return unix.Llistxattr(procPath(dir, name), b) }))
+}
+
+func splitNames(b []byte, err error) ([]string, error) {
 	if err != nil || len(b) == 0 {
 		return nil, err
 	}

@@ -163,12 +163,7 @@ func (f *FS) itemXattrs(it *item) ([]layer.Xattr, error) {
 	if it.dir < 0 {
 		return f.tree.Xattrs(it.from), nil
 	}
-	fd, err := openAt(it.dir, it.name, unix.O_PATH, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	names, err := listxattr(fd)
+	names, err := listxattrAt(it.dir, it.name)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +173,7 @@ func (f *FS) itemXattrs(it *item) ([]layer.Xattr, error) {
 		if !ok {
 			continue
 		}
-		value, err := lgetxattrAt(fd, "", stored)
+		value, err := lgetxattrAt(it.dir, it.name, stored)
 		if err != nil {
 			return nil, err
 		}
