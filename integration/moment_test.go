@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -126,6 +128,38 @@ func TestCommitIsOfOneMoment(t *testing.T) {
 		t.Errorf("left in the work directory: %v", left)
 	}
 	t.Logf("%d steps during 50 commits", last)
+}
+
+// TestCommitKilled kills commits of a mount: it goes on, keeps nothing for them, and the next commit is whole.
+func TestCommitKilled(t *testing.T) {
+	needMount(t)
+	s := sampleRegistry(t)
+	h := newHost(t)
+	rw := h.mount(s.Host()+"/sample", "--rw")
+	must(t, os.WriteFile(rw+"/big", bytes.Repeat([]byte("0123456789abcdef"), 2<<20), 0o600))
+	layerfs, err := program()
+	must(t, err)
+	for i := range 5 {
+		cmd := exec.Command(layerfs, "--root", h.root, "commit", rw, s.Host()+"/killed:v1")
+		must(t, cmd.Start())
+		time.Sleep(time.Duration(20*(i+1)) * time.Millisecond)
+		must(t, write(rw+"/big", 0, int64(i), []byte("changed")))
+		_ = cmd.Process.Kill()
+		if cmd.Wait() == nil {
+			t.Log("was faster than the signal")
+		}
+	}
+	name := h.run("commit", rw, s.Host()+"/killed:v2")
+	want, got := readFile(t, rw+"/big"), readFile(t, newHost(t).mount(strings.TrimSpace(name))+"/big")
+	if got != want {
+		t.Errorf("%d bytes, the mount has %d others", len(got), len(want))
+	}
+	h.run("umount", rw)
+	left, err := filepath.Glob(h.root + "/containers/*/work/#*")
+	must(t, err)
+	if len(left) > 0 {
+		t.Errorf("left in the work directory: %v", left)
+	}
 }
 
 func must(t *testing.T, err error) {

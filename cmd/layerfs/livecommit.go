@@ -79,7 +79,7 @@ func (s *server) mark(ctx context.Context) (m *union.Moment, a commitAnswer) {
 	a.Marked = true
 	changed, err := s.fs.Changed(ctx)
 	if err == nil && changed {
-		m, err = s.fs.Mark(ctx)
+		m, err = s.markSoon(ctx)
 	}
 	if errors.Is(err, union.ErrMarked) {
 		err = fmt.Errorf("%s: %w; wait for it, or end it", s.plan.dir, err)
@@ -87,6 +87,21 @@ func (s *server) mark(ctx context.Context) (m *union.Moment, a commitAnswer) {
 	a.setError(err)
 	a.Changed = m != nil
 	return m, a
+}
+
+// markSoon waits a little for another commit to end: its client may just have been killed.
+func (s *server) markSoon(ctx context.Context) (*union.Moment, error) {
+	for begun := time.Now(); ; {
+		m, err := s.fs.Mark(ctx)
+		if !errors.Is(err, union.ErrMarked) || time.Since(begun) > controlPatience {
+			return m, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // maxFrame is the largest frame.
