@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -56,6 +57,9 @@ type server struct {
 // serve opens the image, mounts it, and returns when it is unmounted. ctx ends it too.
 func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err error) {
 	unix.Umask(0) // modes come from the kernel as they are to be
+	if e.getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // a server lives long and allocates little
+	}
 	s := &server{e: e, plan: p, begun: time.Now().UTC()}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx, ev); err != nil {
@@ -74,6 +78,7 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 	if err := ev.ready(); err != nil {
 		return errors.Join(fmt.Errorf("who wanted the mount has gone: %w", err), s.fuse.Unmount())
 	}
+	go debug.FreeOSMemory() // what opening the layers took
 	e.log.Info("mounted", "mountpoint", p.dir, "image", s.im.Name, "mode", s.mode(), "ready_after", time.Since(s.begun))
 	stop := context.AfterFunc(ctx, s.unmount)
 	defer stop()

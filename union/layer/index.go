@@ -58,7 +58,7 @@ func (e *encoder) after(last *int64, v, n int64) {
 
 func (x *index) encode() []byte {
 	b := []byte(indexMagic)
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		panic(err) // the options are constants
 	}

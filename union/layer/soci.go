@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -139,7 +140,7 @@ func sociSections(spans []ztoc.Span) ([]section, error) {
 		}
 		x.sum = sum
 		if len(s.Window) > 0 {
-			x.window = packer.EncodeAll(s.Window, nil)
+			x.window = bytes.Clone(packer.EncodeAll(s.Window, nil))
 		}
 		sections[i] = x
 	}
@@ -147,7 +148,8 @@ func sociSections(spans []ztoc.Span) ([]section, error) {
 }
 
 func newWindowPacker() (*zstd.Encoder, error) {
-	return zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(inflate.WindowSize))
+	return zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
+		zstd.WithWindowSize(inflate.WindowSize), zstd.WithLowerEncoderMem(true))
 }
 
 func sum256(d digest.Digest) (sum [sha256.Size]byte, err error) {

@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	bufferSize  = 512 << 10
+	bufferSize  = 256 << 10
 	bufferCount = 4               // that carry the tar
 	blobBuffers = bufferCount + 2 // that carry the blob: the survey holds up to two back
 )

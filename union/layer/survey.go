@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"hash"
 	"math"
@@ -132,8 +133,8 @@ func (v *survey) close() {
 	v.mu.Unlock()
 	var window []byte
 	if len(c.Window) > 0 {
-		v.thin.Thin(c, v.head) // not thinned, it is only longer
-		window = v.packer.EncodeAll(c.Window, nil)
+		v.thin.Thin(c, v.head)                                  // not thinned, it is only longer
+		window = bytes.Clone(v.packer.EncodeAll(c.Window, nil)) // the encoder makes room for more than it needs
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
