@@ -70,6 +70,9 @@ func (z *ZTOC) checkCheckpoints() error {
 		}
 		last = c
 	}
+	if last.In == z.ArchiveSize && last.Bits == 0 && last.Out < z.UncompressedSize {
+		return fmt.Errorf("%w: %d bytes of tar come out of none", ErrFormat, z.UncompressedSize-last.Out)
+	}
 	return nil
 }
 
