@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 		"union/layer", "union/layer/layertest", "union/layer/layertest/estargztest", "union/layer/layertest/zstdchunkedtest",
 	},
 	"integration/images/estargz": {},
-	"integration/bench/proxy":    {"registry/registrytest"},
+	"integration/bench/proxy":    {"registry/registrytest"}, // its link and its log, in front of any registry
 }
 
 // mayImportInTests is what a package's tests may use beyond that: images to

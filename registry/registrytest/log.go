@@ -5,26 +5,32 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 )
 
 // A Request is one line of the log. In and Out are bytes of bodies, counted as
 // they go by: a request that still runs has the ones so far.
 type Request struct {
+	Conn          int64  // the connection it came by, counted from 1
+	Proto         string // "HTTP/1.1", "HTTP/2.0"
 	Host          string // the port it came in by: the registry's or a storage's
 	Method        string
 	Path          string
 	Query         string
 	Range         string // the header, "bytes=0-99"
 	Authorization string // the scheme only: "", "Basic", "Bearer"
+	Referer       string
 	UserAgent     string
+	Start         time.Time
 	Status        int // 0: cut off, or not answered yet
 	In, Out       int64
 }
 
 // A Count sums requests up.
 type Count struct {
-	Requests int
-	In, Out  int64
+	Requests    int
+	In, Out     int64
+	Connections int // that these requests came by
 }
 
 // Log returns the requests since the start or the last Reset, in the order of
@@ -42,14 +48,17 @@ func (s *Server) Reset() {
 // part. What a client has received is counted by the time it has it.
 func (s *Server) Total(method, part string) Count {
 	var c Count
+	conns := map[int64]bool{}
 	for _, r := range s.Log() {
 		if method != "" && r.Method != method || !strings.Contains(r.Path, part) {
 			continue
 		}
 		c.Requests++
+		conns[r.Conn] = true
 		c.In += r.In
 		c.Out += r.Out
 	}
+	c.Connections = len(conns)
 	return c
 }
 
@@ -72,7 +81,8 @@ func (l *requestLog) begin(r *http.Request) *Request {
 	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	q := &Request{
 		Host: r.Host, Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery,
-		Range: r.Header.Get("Range"), Authorization: scheme, UserAgent: r.UserAgent(),
+		Range: r.Header.Get("Range"), Authorization: scheme, Referer: r.Referer(), UserAgent: r.UserAgent(),
+		Conn: connOf(r.Context()), Proto: r.Proto, Start: time.Now(),
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

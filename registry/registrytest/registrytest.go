@@ -5,12 +5,16 @@
 // until it is mounted or uploaded), a manifest whose blobs are missing is
 // refused, single ranges are answered with 206. What goes wrong in the world is
 // added by wrapping: a [Fault] is a handler around the registry's handler, and
-// [Server.Use] puts it there.
+// [Server.Use] puts it there. With [Options.Upstream] all of that stands in front of
+// a registry that runs elsewhere.
 package registrytest
 
 import (
+	"context"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,8 +23,9 @@ import (
 
 // Options of New. The zero value is a registry in memory over plain HTTP.
 type Options struct {
-	Dir string // where blobs are kept, as blobs/ALGORITHM/HEX; "" is memory
-	TLS bool   // serve HTTPS with a certificate nobody trusts
+	Dir      string   // where blobs are kept, as blobs/ALGORITHM/HEX; "" is memory
+	TLS      bool     // serve HTTPS, HTTP/2 included, with a certificate nobody trusts
+	Upstream *url.URL // a registry to pass everything on to, in place of one of our own
 }
 
 // A Fault wraps the registry's handler, or another fault's.
@@ -30,8 +35,10 @@ type Fault func(http.Handler) http.Handler
 type Server struct {
 	http    *httptest.Server
 	data    *data
+	base    http.Handler // the registry
 	log     requestLog
 	link    link
+	conns   atomic.Int64
 	handler atomic.Pointer[http.Handler] // the registry and the faults around it
 
 	mu      sync.Mutex         // protects what follows, and changes of handler
@@ -42,6 +49,10 @@ type Server struct {
 // as httptest does.
 func New(o Options) *Server {
 	s := &Server{data: newData(o.Dir)}
+	s.base = s.data.handler()
+	if o.Upstream != nil {
+		s.base = forward(o.Upstream)
+	}
 	s.Heal()
 	s.http = s.listen(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		(*s.handler.Load()).ServeHTTP(w, r)
@@ -53,6 +64,10 @@ func New(o Options) *Server {
 func (s *Server) listen(h http.Handler, tls bool) *httptest.Server {
 	srv := httptest.NewUnstartedServer(s.log.count(s.link.slow(h)))
 	srv.Listener = s.link.far(srv.Listener)
+	srv.Config.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+		return withConn(ctx, s.conns.Add(1))
+	}
+	srv.EnableHTTP2 = tls
 	if tls {
 		srv.StartTLS()
 	} else {
@@ -103,8 +118,7 @@ func (s *Server) Use(faults ...Fault) {
 func (s *Server) Heal() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h := s.data.handler()
-	s.handler.Store(&h)
+	s.handler.Store(&s.base)
 }
 
 // Throttle makes the registry seem far away: bodies share a link of bytesPerSec

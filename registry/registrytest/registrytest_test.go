@@ -288,10 +288,10 @@ func TestCounters(t *testing.T) {
 	do(t, s, "GET", blobPath("r", d), nil, "Range", "bytes=0-99", "User-Agent", "me")
 	do(t, s, "GET", blobPath("r", d), nil)
 	do(t, s, "POST", "/v2/r/blobs/uploads/?digest="+digest.FromString("four").String(), []byte("four"), "Authorization", "Basic x")
-	if got := s.Total("GET", "/blobs/"); got != (Count{2, 0, 1100}) {
+	if got := s.Total("GET", "/blobs/"); got != (Count{2, 0, 1100, 1}) {
 		t.Errorf("GET: %+v", got)
 	}
-	if got := s.Total("", "/uploads/"); got != (Count{1, 4, 0}) {
+	if got := s.Total("", "/uploads/"); got != (Count{1, 4, 0, 1}) {
 		t.Errorf("uploads: %+v", got)
 	}
 	log := s.Log()
