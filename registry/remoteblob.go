@@ -64,7 +64,7 @@ func (b *remoteBlob) attempt(ctx context.Context, off, n int64) (io.ReadCloser, 
 		}
 	}
 	switch {
-	case body.partial:
+	case body.ranged(b.desc.Size):
 		return body, body.checkRange(off, n, b.desc.Size)
 	case whole:
 		return body, body.checkWhole(b.desc.Size)
@@ -82,33 +82,49 @@ func rangeRefused(err error) bool {
 		f.status == http.StatusRequestedRangeNotSatisfiable || f.status == http.StatusNotImplemented)
 }
 
+// maxRenewals is how often one request follows addresses that others found and that
+// are stale for it all the same.
+const maxRenewals = 3
+
 // request gets the blob or a range of it, from where it was last found or else
 // through the registry, or from the addresses in the descriptor.
 func (b *remoteBlob) request(ctx context.Context, rng string) (*body, error) {
-	if loc := b.cached(); loc != nil {
-		body, err := b.get(ctx, loc, rng)
-		if err == nil || !staleAddress(err) {
-			return body, err
+	for renewed := 0; ; renewed++ {
+		if loc := b.cached(); loc != nil {
+			body, err := b.get(ctx, loc, rng)
+			if err == nil || !staleAddress(err) || renewed == maxRenewals {
+				return body, err
+			}
+			b.drop(loc)
 		}
-		b.drop(loc)
+		unlock, err := b.lockLookup(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if b.cached() != nil { // found by whoever had the lock before
+			unlock()
+			continue
+		}
+		defer unlock()
+		return b.find(ctx, rng)
 	}
-	unlock, err := b.lockLookup(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	if loc := b.cached(); loc != nil { // found by whoever had the lock before
-		return b.get(ctx, loc, rng)
-	}
+}
+
+// find makes a request through the registry, and remembers where it ended.
+func (b *remoteBlob) find(ctx context.Context, rng string) (*body, error) {
 	if err := b.src.cl.connect(ctx); err != nil {
 		return nil, err
 	}
-	u := b.src.cl.endpoint(b.src.ref.Repo+"/blobs/"+b.desc.Digest.String(), nil)
-	body, err := b.get(ctx, u, rng)
+	body, err := b.get(ctx, b.address(), rng)
 	if errors.Is(err, ErrNotFound) {
 		return b.requestForeign(ctx, rng, err)
 	}
 	return body, err
+}
+
+// address is the blob's on the registry.
+func (b *remoteBlob) address() *url.URL {
+	return b.src.cl.endpoint(b.src.ref.Repo+"/blobs/"+b.desc.Digest.String(), nil)
 }
 
 // lockLookup lets one reader at a time ask a registry that redirects, so that
@@ -168,7 +184,7 @@ func (b *remoteBlob) get(ctx context.Context, u *url.URL, rng string) (*body, er
 	}
 	if !b.src.cl.owns(u) {
 		referer := http.Request{Header: h, URL: u}
-		setReferer(&referer, b.src.cl.endpoint(b.src.ref.Repo+"/blobs/"+b.desc.Digest.String(), nil))
+		setReferer(&referer, b.address())
 	}
 	body, loc, err := b.src.open(ctx, u, h, b.count)
 	if err != nil {
@@ -202,16 +218,22 @@ func (b *remoteBlob) drop(u *url.URL) {
 
 // A body is the answer to a GET. Reading it is watched.
 type body struct {
-	resp    *http.Response
-	w       *watch
-	count   *counter
-	partial bool // the answer is a range
+	resp  *http.Response
+	w     *watch
+	count *counter
 }
 
-func newBody(resp *http.Response, w *watch, c *counter) *body {
-	// Some proxies cut the range out but answer 200; Content-Range tells.
-	partial := resp.StatusCode == http.StatusPartialContent || resp.Header.Get("Content-Range") != ""
-	return &body{resp, w, c, partial}
+func newBody(resp *http.Response, w *watch, c *counter) *body { return &body{resp, w, c} }
+
+// ranged tells whether the answer is a part of a blob of size bytes. Content-Range has the
+// last word: some proxies cut a range out and answer 200, others call all of it a 206.
+func (b *body) ranged(size int64) bool {
+	first, last, _, ok := parseContentRange(b.resp.Header.Get("Content-Range"))
+	if ok {
+		whole := first == 0 && last == size-1 && (b.resp.ContentLength < 0 || b.resp.ContentLength == size)
+		return !whole
+	}
+	return b.resp.StatusCode == http.StatusPartialContent
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -240,6 +262,8 @@ func (b *body) checkRange(off, n, size int64) error {
 	first, last, total, ok := parseContentRange(b.resp.Header.Get("Content-Range"))
 	var err error
 	switch {
+	case !ok && b.resp.ContentLength == n:
+		// It can hardly be another range, and whoever reads compares a digest.
 	case !ok:
 		err = faultf(ErrUnreachable, "%s: a range came without a valid Content-Range", b.resp.Request.URL.Host)
 	case first != off || last < first || last >= off+n:
@@ -281,5 +305,6 @@ func parseContentRange(s string) (first, last, total int64, ok bool) {
 	if tot != "*" {
 		total, err3 = strconv.ParseInt(tot, 10, 64)
 	}
-	return first, last, total, err1 == nil && err2 == nil && err3 == nil && first >= 0 && last >= 0
+	valid := err1 == nil && err2 == nil && err3 == nil && first >= 0 && last >= 0 && (tot == "*" || total >= 0)
+	return first, last, total, valid
 }

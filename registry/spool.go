@@ -54,7 +54,7 @@ func (b *remoteBlob) newSpoolLocked(first *body) (*spool, error) {
 	if b.closed {
 		return nil, os.ErrClosed
 	}
-	if first.partial {
+	if first.ranged(b.desc.Size) {
 		return nil, faultf(ErrUnreachable, "%s: a range came unasked", first.resp.Request.URL.Host)
 	}
 	if n := first.resp.ContentLength; n >= 0 && n != b.desc.Size {

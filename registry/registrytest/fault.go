@@ -59,6 +59,62 @@ func NoRange(next http.Handler) http.Handler {
 	})
 }
 
+// Ranged matches requests for a range of a blob.
+func Ranged(r *http.Request) bool { return Blobs(r) && r.Header.Get("Range") != "" }
+
+// RefuseRanges is a registry that answers every range with 416, in the way of
+// docker-registry 2.8: the length is the blob's, the body is not.
+func RefuseRanges(next http.Handler) http.Handler {
+	refuse := func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			whole := httptest.NewRecorder()
+			head := r.Clone(r.Context())
+			head.Method = http.MethodHead
+			head.Header.Del("Range")
+			next.ServeHTTP(whole, head)
+			w.Header().Set("Content-Length", whole.Header().Get("Content-Length"))
+			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+			_, _ = io.WriteString(w, "short")
+		})
+	}
+	return On(Ranged, refuse)(next)
+}
+
+// Unnamed206 is a proxy that cuts the range out and calls it 200; what Content-Range
+// says is right (Dragonfly).
+func Unnamed206(next http.Handler) http.Handler {
+	return onPartial(next, func(http.Header) int { return http.StatusOK })
+}
+
+// NoContentRange answers ranges and does not say which.
+func NoContentRange(next http.Handler) http.Handler {
+	return onPartial(next, func(h http.Header) int {
+		h.Del("Content-Range")
+		return http.StatusPartialContent
+	})
+}
+
+// onPartial changes the header and the status of a 206.
+func onPartial(next http.Handler, change func(http.Header) int) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(&partialWriter{w, change}, r)
+	})
+}
+
+type partialWriter struct {
+	http.ResponseWriter
+	change func(http.Header) int
+}
+
+func (w *partialWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *partialWriter) WriteHeader(status int) {
+	if status == http.StatusPartialContent {
+		status = w.change(w.Header())
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
 // NoMount is a registry that answers a mount with an ordinary upload, which
 // distribution-spec allows ("Mounting a blob from another repository").
 func NoMount(next http.Handler) http.Handler {
@@ -231,28 +287,4 @@ func Outage(on *atomic.Bool) Fault {
 // Hang takes requests and never answers, until the client leaves.
 func Hang(http.Handler) http.Handler {
 	return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-}
-
-// RedirectBlobs sends readers of blobs to a second server, as registries before
-// an object store do. It has what this handler has, and it answers 400 to a
-// request that comes with an Authorization header, as S3 does. It is a Fault, to
-// be called by Use alone.
-func (s *Server) RedirectBlobs(next http.Handler) http.Handler {
-	storage := s.listen(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "" {
-			http.Error(w, "InvalidArgument: only one auth mechanism allowed", http.StatusBadRequest)
-			return
-		}
-		next.ServeHTTP(w, r)
-	}), s.http.TLS != nil)
-	s.storage = append(s.storage, storage)
-	return On(Blobs, redirectTo(storage))(next)
-}
-
-func redirectTo(storage *httptest.Server) Fault {
-	return func(http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, storage.URL+r.URL.Path+"?X-Amz-Signature=0", http.StatusTemporaryRedirect)
-		})
-	}
 }

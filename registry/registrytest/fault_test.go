@@ -34,6 +34,40 @@ func TestNoRange(t *testing.T) {
 	}
 }
 
+// What a server may do wrong with a range, and does with no other request.
+func TestRangeFaults(t *testing.T) {
+	tests := []struct {
+		name         string
+		fault        Fault
+		status       int
+		contentRange string
+		size, length int // of what comes, and of what is announced
+	}{
+		{"416", RefuseRanges, 416, "", 5, 10_000},
+		{"200", Unnamed206, 200, "bytes 5-6/10000", 2, 2},
+		{"206", NoContentRange, 206, "", 2, 2},
+		{"501", On(Ranged, Status(501, -1)), 501, "", -1, -1},
+	}
+	for _, tt := range tests {
+		s, content, path, _ := withBlob(t)
+		s.Use(tt.fault)
+		resp, got, err := try(s, "GET", s.URL()+path, nil, "Range", "bytes=5-6")
+		if tt.size < tt.length != errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if resp.StatusCode != tt.status || resp.Header.Get("Content-Range") != tt.contentRange {
+			t.Errorf("%s: %d, Content-Range %q", tt.name, resp.StatusCode, resp.Header.Get("Content-Range"))
+		}
+		if tt.size >= 0 && (len(got) != tt.size || resp.ContentLength != int64(tt.length)) {
+			t.Errorf("%s: %d of %d bytes", tt.name, len(got), resp.ContentLength)
+		}
+		resp, got = do(t, s, "GET", path, nil)
+		if wantStatus(t, resp, 200); !bytes.Equal(got, content) {
+			t.Errorf("%s: %d bytes of a whole blob", tt.name, len(got))
+		}
+	}
+}
+
 func TestStatus(t *testing.T) {
 	s, _, path, _ := withBlob(t)
 	s.Use(On(Blobs, Status(429, 2, "Retry-After", "7")))
@@ -148,6 +182,26 @@ func TestRedirectBlobs(t *testing.T) {
 	}
 	if log := s.Log(); len(log) != 3 || log[1].Host != u.Host || log[1].Out != 2 {
 		t.Errorf("log: %+v", log)
+	}
+}
+
+func TestSignedBlobs(t *testing.T) {
+	s, content, path, _ := withBlob(t)
+	s.Use(s.SignedBlobs(200 * time.Millisecond))
+	resp, got := do(t, s, "GET", path, nil)
+	wantStatus(t, resp, 307)
+	to := resp.Header.Get("Location")
+	for _, tt := range []struct {
+		wait    time.Duration
+		referer string
+		status  int
+	}{{0, s.URL() + path, 200}, {0, "", 401}, {300 * time.Millisecond, s.URL() + path, 403}} {
+		time.Sleep(tt.wait)
+		var err error
+		resp, got, err = try(s, "GET", to, nil, "Referer", tt.referer)
+		if err != nil || resp.StatusCode != tt.status || tt.status == 200 && !bytes.Equal(got, content) {
+			t.Errorf("Referer %q after %v: %s, %d bytes, %v", tt.referer, tt.wait, resp.Status, len(got), err)
+		}
 	}
 }
 
