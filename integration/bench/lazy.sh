@@ -1,164 +1,230 @@
 #!/bin/bash
-# lazy.sh IMAGES [ROUNDS]: from nothing to the end of a workload, for each form of an image, near and far.
+# lazy.sh IMAGES [ROUNDS]: what a start costs, layerfs against podman, over two links.
 #
-# IMAGES is the folder that images/build.sh makes. A docker-registry on loopback has
-# the images; all bytes go through a proxy that counts them and, for "far", makes a
-# link of 100 Mbit/s with a round trip of 20 ms of it. Each round runs every form once,
-# podman's pull among them, so that what disturbs the machine disturbs all. The
-# table has medians; the ratio is to podman's time of the same workload and link.
+# IMAGES is what `make images` built. Every image is in Debian's docker-registry on
+# loopback, in each form; a proxy before it makes the link and counts requests and
+# bytes. Each run begins with nothing local (a form "+index" with the indexes of the layers,
+# "+profile" with them and the profile of an earlier start), and all runs of a round
+# follow each other. The output is a Markdown table of medians; what is going on goes to stderr.
 #
-#   hello   python3 -c 'print("hi")' in image py
-#   gcc     gcc hello.c in image big
-#   all     every file read, of image py (ALL=big for the large one)
-#
-# Forms: gzip (as it was pushed), index (gzip, with the index that an earlier mount left,
-# no content), profile (eStargz, with index and access profile left, no content), estargz,
-# zstd:chunked, soci (gzip with SOCI indexes in the registry). LINKS, WORKLOADS and FORMS
-# choose some of them. Needs root, docker-registry, skopeo, podman, curl, bc.
+# FORMS, LINKS ("MBIT,RTT", 0 is no limit), WORKLOADS and READ (the image of which every
+# file is read) choose; a form that this layerfs cannot make is skipped and named. Needs
+# root, docker-registry, skopeo, podman, curl, jq.
 set -euo pipefail
 images=${1:?usage: lazy.sh IMAGES [ROUNDS]}
 rounds=${2:-3}
-links=${LINKS:-near far}
-workloads=${WORKLOADS:-hello gcc all}
-forms=${FORMS:-podman gzip index estargz profile zstd-chunked soci}
-all=${ALL:-py}
 layerfs=$(realpath "${LAYERFS:-bin/layerfs}")
-port=${PORT:-5598}
+read -ra forms <<<"${FORMS:-gzip estargz zstd:chunked soci gzip+index gzip+profile estargz+profile}"
+read -ra links <<<"${LINKS:-0,0 100,20ms}"
+read -ra workloads <<<"${WORKLOADS:-python gcc read}"
 work=$(mktemp -d)
-here=$(cd "$(dirname "$0")" && pwd)
+mnt=$work/mnt
+mkdir "$mnt" "$work/tmp"
 
-(cd "$here/../.." && go build -o "$work/proxy" ./integration/bench/proxy)
-printf 'version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: "%s"}}\nhttp: {addr: "127.0.0.1:%s"}\n' \
-    "$work/registry" "$port" >"$work/config.yml"
-docker-registry serve "$work/config.yml" >/dev/null 2>&1 &
-pids=$!
-pod() { podman --root "$work/podman" --runroot "$work/run" "$@"; }
+say() { echo "lazy.sh: $*" >&2; }
+fs() { "$layerfs" --root "$work/layerfs" -q "$@"; }
+pod() { TMPDIR=$work/tmp podman --root "$work/podman" --runroot "$work/run" "$@"; }
+
+child=
 cleanup() {
-    "$layerfs" --root "$work/root" umount -l -a >/dev/null 2>&1 || true
-    pod image umount --all >/dev/null 2>&1 || true
-    pod rmi --all --force >/dev/null 2>&1 || true
-    umount "$work/podman/overlay" 2>/dev/null || true
-    for pid in $pids; do kill "$pid" 2>/dev/null || true; done
+    trap '' INT TERM HUP
+    [ -z "$child" ] || { kill -- "-$child" && wait "$child"; } 2>/dev/null || true
+    clear_local || true
+    kill "${services[@]}" 2>/dev/null || true
     rm -rf "$work"
 }
+services=()
 trap cleanup EXIT
-trap 'exit 130' INT TERM
-until curl -sf "http://127.0.0.1:$port/v2/" >/dev/null; do sleep 0.1; done
-"$work/proxy" -to "127.0.0.1:$port" >"$work/addresses" &
-pids="$pids $!"
-until [ -s "$work/addresses" ]; do sleep 0.1; done
-read -r far control <"$work/addresses"
-mkdir "$work/mnt"
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 
-# need FORM IMAGE: puts that form of an image into the registry, or says why it cannot.
-need() {
-    local done=$work/have-$1-$2
-    if [ -e "$done" ]; then return "$(cat "$done")"; fi
-    local ok=0
-    case $1 in
-    podman | gzip | index) put "$2" "$2" ;;
-    estargz | profile) put "$2-estargz" "$2-estargz" ;;
-    zstd-chunked) make_form "$2" convert --compression zstd:chunked "127.0.0.1:$port/$2:1" "127.0.0.1:$port/$2-zstd-chunked:1" || ok=1 ;;
-    soci) make_form "$2" index --push "127.0.0.1:$port/$2:1" || ok=1 ;;
+# clear_local leaves nothing local.
+clear_local() {
+    fs umount -l -a >/dev/null 2>&1 || true
+    if [ -d "$work/podman" ]; then
+        pod image umount --all >/dev/null 2>&1 || true
+        pod rmi --all --force >/dev/null 2>&1 || true
+        awk -v w="$work/" 'index($2, w) == 1 {print $2}' /proc/mounts | sort -r | xargs -r umount -l
+    fi
+    rm -rf "$work/layerfs" "$work/podman" "$work/run"
+}
+
+# serve COMMAND…: a service that ends with this script, however that ends.
+serve() {
+    setpriv --pdeathsig TERM "$@" 2>>"$work/services.log" &
+    services+=($!)
+}
+
+# answers URL: waits for a service.
+answers() {
+    for _ in $(seq 100); do
+        curl -sf "$1" >/dev/null && return
+        sleep 0.1
+    done
+    say "no answer from $1: $(tail -3 "$work/services.log")"
+    exit 1
+}
+
+free_port() { comm -23 <(seq 20000 29999 | sort) <(ss -Htan | awk '{print $4}' | grep -o '[0-9]*$' | sort -u) | shuf -n 1; }
+
+start_services() {
+    registry=127.0.0.1:$(free_port)
+    printf 'version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: "%s"}}\nhttp: {addr: "%s"}\n' \
+        "$work/registry" "$registry" >"$work/config.yml"
+    serve docker-registry serve "$work/config.yml" >/dev/null
+    answers "http://$registry/v2/"
+    go build -o "$work/proxy" ./integration/bench/proxy
+    serve "$work/proxy" "http://$registry" >"$work/addresses"
+    until [ "$(wc -l <"$work/addresses")" = 2 ]; do sleep 0.1; done
+    { read -r proxy; read -r control; } <"$work/addresses"
+}
+
+image_of() { case $1 in python) echo py ;; gcc) echo big ;; read) echo "${READ:-big}" ;; esac; }
+
+# repo FORM IMAGE: where the registry has it.
+repo() { local f=${1%+*}; echo "$2-${f//:/-}"; }
+
+# provide FORM IMAGE: pushes it, or says why not.
+provide() {
+    local form=${1%+*} image=$2 to
+    to=$(repo "$1" "$image"):latest
+    [ ! -e "$work/pushed-$to" ] || return 0
+    case $form in
+    gzip) push "$images/$image" "$to" ;;
+    estargz) push "$images/$image-estargz" "$to" ;;
+    zstd:chunked)
+        fs convert --compression zstd:chunked "oci:$images/$image:latest" "$registry/$to" >/dev/null 2>"$work/err" || no_form "$1" || return
+        rm -rf "$work/layerfs" ;;
+    soci)
+        push "$images/$image" "$to"
+        fs index --push "$registry/$to" >/dev/null 2>"$work/err" || no_form "$1" || return
+        rm -rf "$work/layerfs" ;;
+    *)
+        echo "unknown form" >"$work/err"
+        no_form "$1" || return ;;
     esac
-    echo "$ok" >"$done"
-    return "$ok"
+    touch "$work/pushed-$to"
 }
-put() {
-    [ -e "$work/put-$2" ] || skopeo copy --quiet --preserve-digests --dest-tls-verify=false "oci:$images/$1:latest" "docker://127.0.0.1:$port/$2:1"
-    touch "$work/put-$2"
+
+no_form() {
+    say "skipped: $1: $(tail -1 "$work/err")"
+    return 1
 }
-make_form() {
-    put "$1" "$1"
-    shift
-    "$layerfs" --root "$work/forms" -q "$@" >/dev/null 2>"$work/err" || { echo "left out: layerfs $*: $(head -1 "$work/err")" >&2; return 1; }
-}
-name() {
-    case $1 in
-    estargz | profile) echo "$far/$2-estargz:1" ;;
-    zstd-chunked) echo "$far/$2-zstd-chunked:1" ;;
-    *) echo "$far/$2:1" ;;
+
+push() { skopeo copy --quiet --preserve-digests --dest-tls-verify=false "oci:$1:latest" "docker://$registry/$2"; }
+
+link() { curl -sf -X PUT "http://$control/link?mbit=${1%,*}&rtt=${1#*,}"; }
+
+# in_root ROOT WORKLOAD: a start that reads, in a chroot with a /tmp of its own.
+in_root() {
+    case $2 in
+    python) unshare -m chroot "$1" python3 -c 'print("hi")' ;;
+    gcc) unshare -m sh -ec 'mount -t tmpfs none "$1/tmp"; chroot "$1" sh -c "gcc /app/hello.c -o /tmp/hello && /tmp/hello"' sh "$1" ;;
+    read) find "$1" -xdev -type f -print0 | xargs -0 cat >/dev/null && echo read ;;
     esac
 }
 
-# work_in WORKLOAD DIR: the workload in a mounted image.
-work_in() {
-    case $1 in
-    hello) chroot "$2" python3 -c 'print("hi")' ;;
-    gcc) # the output goes to a file system that can be written: the image is read-only
-        mount -t tmpfs tmpfs "$2/tmp"
-        printf '#include <stdio.h>\nint main(void) { puts("hi"); return 0; }\n' >"$2/tmp/hello.c"
-        chroot "$2" sh -c 'gcc -o /tmp/hello /tmp/hello.c && /tmp/hello'
-        umount "$2/tmp" ;;
-    all) find "$2" -xdev -type f -print0 | xargs -0 cat ;;
-    esac >/dev/null
-}
-image_of() { case $1 in hello) echo py ;; gcc) echo big ;; all) echo "$all" ;; esac; }
-
-run_layerfs() { # WORKLOAD FORM
-    local o=()
-    case $2 in soci) o=(--index soci) ;; esac
-    case $2 in index) o=(--prefetch none) ;; esac
-    "$layerfs" --root "$work/root" -q mount "${o[@]}" "$(name "$2" "$(image_of "$1")")" "$work/mnt" >/dev/null
-    work_in "$1" "$work/mnt"
-}
-run_podman() { # WORKLOAD
-    pod pull --quiet --tls-verify=false "$(name podman "$(image_of "$1")")" >/dev/null
-    work_in "$1" "$(pod image mount "$(name podman "$(image_of "$1")")")"
+# layerfs_start FORM WORKLOAD and podman_start do what is timed, and note when the tree was there.
+layerfs_start() {
+    local flags=()
+    [ "$1" = soci ] && flags+=(--index soci)
+    [[ $1 == *+profile ]] || flags+=(--prefetch none)
+    fs mount "${flags[@]}" "$proxy/$(repo "$1" "$(image_of "$2")")" "$mnt"
+    echo "$EPOCHREALTIME" >"$work/ready"
+    in_root "$mnt" "$2"
 }
 
-# before FORM WORKLOAD: the state that the form begins with.
-before() {
-    "$layerfs" --root "$work/root" -q umount -a >/dev/null 2>&1 || true
-    pod image umount --all >/dev/null 2>&1 || true
-    pod rmi --all --force >/dev/null 2>&1 || true
-    rm -rf "$work/podman" "$work/run" "$work/root"
-    case $1 in index | profile)
-        curl -sf "$control/link?mbit=0&rtt=0s"
-        run_layerfs "$2" "$(case $1 in index) echo gzip ;; profile) echo estargz ;; esac)"
-        "$layerfs" --root "$work/root" -q umount "$work/mnt"
-        "$layerfs" --root "$work/root" -q cache gc >/dev/null ;;
-    esac
-    sync
-    echo 1 >/proc/sys/vm/drop_caches 2>/dev/null || true
+podman_start() {
+    local image
+    image=$proxy/$(repo gzip "$(image_of "$2")")
+    pod pull --quiet --tls-verify=false "$image" >/dev/null
+    local root
+    root=$(pod image mount "$image")
+    echo "$EPOCHREALTIME" >"$work/ready"
+    in_root "$root" "$2"
 }
 
-# measure FORM WORKLOAD LINK: appends seconds, bytes and requests.
+# warm FORM WORKLOAD: what an earlier start leaves when its content has gone.
+warm() {
+    [[ $1 == *+* ]] || return 0
+    link 0,0
+    layerfs_start "$1" "$2" >/dev/null
+    fs umount "$mnt"
+    fs cache gc >/dev/null
+}
+
+# measure WORKLOAD LINK FORM: one line of results. The work is in a process group of its
+# own, so that it ends when this script is told to.
 measure() {
-    before "$1" "$2"
-    case $3 in near) curl -sf "$control/link?mbit=0&rtt=0s" ;; far) curl -sf "$control/link?mbit=100&rtt=20ms" ;; esac
-    curl -sf "$control/reset"
-    local start end requests in out
-    start=$(date +%s.%N)
-    if [ "$1" = podman ]; then run_podman "$2"; else run_layerfs "$2" "$1"; fi
-    end=$(date +%s.%N)
-    read -r requests in out < <(curl -sf "$control/counters")
-    echo "$(echo "$end - $start" | bc) $out $requests $in" >>"$work/$2.$3.$1"
+    local start end what=layerfs_start
+    [ "$3" != podman ] || what=podman_start
+    clear_local
+    warm "$3" "$1"
+    sync
+    link "$2"
+    curl -sf -X DELETE "http://$control/counters"
+    start=$EPOCHREALTIME
+    set -m
+    "$what" "$3" "$1" >"$work/out" 2>"$work/err" &
+    child=$!
+    set +m
+    wait "$child" || { say "$1 on $3 failed: $(tail -2 "$work/err")"; exit 1; }
+    child=
+    end=$EPOCHREALTIME
+    grep -qxE 'hi|hello|read' "$work/out" || { say "$1 on $3 printed $(head -c 200 "$work/out")"; exit 1; }
+    curl -sf "http://$control/counters" | jq -r --arg w "$1" --arg l "$2" --arg f "$3" --arg r "$(cat "$work/ready")" --arg s "$start" --arg e "$end" \
+        'def ms: . * 1000 | round / 1000;
+        [$w, $l, $f, (($e|tonumber) - ($s|tonumber) | ms), (($r|tonumber) - ($s|tonumber) | ms), .received, .requests] | @tsv' | tee -a "$work/results" >&2
 }
-median() { cut -d' ' -f"$2" "$1" | sort -n | awk '{v[NR]=$1} END {print (NR % 2) ? v[(NR+1)/2] : (v[NR/2]+v[NR/2+1])/2}'; }
 
-for i in $(seq "$rounds"); do
-    for w in $workloads; do
-        for l in $links; do
-            for f in $forms; do
-                need "$f" "$(image_of "$w")" || continue
-                measure "$f" "$w" "$l"
-                echo "round $i: $w, $l, $f: $(tail -1 "$work/$w.$l.$f")" >&2
+# table prints the medians of the results, in the order in which they first came.
+table() {
+    echo "$(nproc) × $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), Linux $(uname -r), $(podman --version), $("$layerfs" version | head -1); medians of $rounds"
+    echo
+    echo "| workload | link | form | seconds | of which mount or pull | MB | requests | time against podman |"
+    echo "|---|---|---|---:|---:|---:|---:|---:|"
+    awk -F'\t' '
+        function median(key, col,   n, i, j, t, v) {
+            n = count[key]
+            for (i = 1; i <= n; i++) v[i] = value[key, col, i] + 0
+            for (i = 2; i <= n; i++) for (j = i; j > 1 && v[j-1] > v[j]; j--) { t = v[j]; v[j] = v[j-1]; v[j-1] = t }
+            return n % 2 ? v[(n+1)/2] : (v[n/2] + v[n/2+1]) / 2
+        }
+        { key = $1 "\t" $2 "\t" $3
+          if (!(key in count)) order[++keys] = key
+          n = ++count[key]
+          for (c = 4; c <= 7; c++) value[key, c, n] = $c }
+        END { for (k = 1; k <= keys; k++) { key = order[k]; split(key, f, "\t")
+            base = f[1] "\t" f[2] "\tpodman"
+            ratio = base in count ? sprintf("%.2f", median(key, 4) / median(base, 4)) : ""
+            name = f[2]; sub(/,/, " Mbit/s, ", name); if (f[2] == "0,0") name = "loopback"
+            printf "| %s | %s | %s | %.2f | %.2f | %.2f | %d | %s |\n", f[1], name, f[3], median(key, 4), median(key, 5), median(key, 6) / 1e6, median(key, 7), ratio } }' "$work/results"
+}
+
+# able lists the forms in which all images could be pushed.
+able() {
+    local f w
+    for f in "${forms[@]}"; do
+        for w in "${workloads[@]}"; do
+            provide "$f" "$(image_of "$w")" || continue 2
+        done
+        echo "$f"
+    done
+}
+
+start_services
+mapfile -t measured < <(able)
+for w in "${workloads[@]}"; do
+    provide gzip "$(image_of "$w")" # podman's
+done
+for round in $(seq "$rounds"); do
+    for w in "${workloads[@]}"; do
+        for l in "${links[@]}"; do
+            say "round $round of $rounds: $w, link $l"
+            for f in "${measured[@]}" podman; do
+                measure "$w" "$l" "$f"
             done
         done
     done
 done
-echo "| workload | link | form | s | MB | requests | of podman's time |"
-echo "|---|---|---|---|---|---|---|"
-for w in $workloads; do
-    for l in $links; do
-        for f in $forms; do
-            [ -e "$work/$w.$l.$f" ] || continue
-            s=$(median "$work/$w.$l.$f" 1)
-            ratio=-
-            [ ! -e "$work/$w.$l.podman" ] || ratio=$(echo "scale=2; $s / $(median "$work/$w.$l.podman" 1)" | bc)
-            printf '| %s | %s | %s | %.2f | %.1f | %s | %s |\n' "$w" "$l" "$f" "$s" \
-                "$(echo "$(median "$work/$w.$l.$f" 2) / 1000000" | bc -l)" "$(median "$work/$w.$l.$f" 3)" "$ratio"
-        done
-    done
-done
+table
