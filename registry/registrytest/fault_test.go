@@ -188,7 +188,7 @@ func TestRedirectBlobs(t *testing.T) {
 func TestSignedBlobs(t *testing.T) {
 	s, content, path, _ := withBlob(t)
 	s.Use(s.SignedBlobs(200 * time.Millisecond))
-	resp, got := do(t, s, "GET", path, nil)
+	resp, _ := do(t, s, "GET", path, nil)
 	wantStatus(t, resp, 307)
 	to := resp.Header.Get("Location")
 	for _, tt := range []struct {
@@ -197,8 +197,7 @@ func TestSignedBlobs(t *testing.T) {
 		status  int
 	}{{0, s.URL() + path, 200}, {0, "", 401}, {300 * time.Millisecond, s.URL() + path, 403}} {
 		time.Sleep(tt.wait)
-		var err error
-		resp, got, err = try(s, "GET", to, nil, "Referer", tt.referer)
+		resp, got, err := try(s, "GET", to, nil, "Referer", tt.referer)
 		if err != nil || resp.StatusCode != tt.status || tt.status == 200 && !bytes.Equal(got, content) {
 			t.Errorf("Referer %q after %v: %s, %d bytes, %v", tt.referer, tt.wait, resp.Status, len(got), err)
 		}
