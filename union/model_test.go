@@ -437,6 +437,7 @@ func (m *model) compareCommit() {
 		m.fail("committed: " + d)
 	}
 	m.compareChanges(committed)
+	m.compareDiff(committed)
 }
 
 // compareChanges holds the list of changes against the two trees.
