@@ -3,14 +3,11 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"github.com/layerfs/layerfs/union"
-	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 )
 
@@ -124,62 +121,4 @@ func upperRef(dir string) (upperPlace, error) {
 
 func (c *container) Close() error {
 	return errors.Join(c.fs.Close(), c.upper.Close(), c.image.Close())
-}
-
-var diffCommand = command{
-	name: "diff", args: "DIR|UPPER", short: "List what a writable mount has changed",
-	long: `
-One line for each path: A added, M modified, D deleted (with all below it),
-T of another type. The base image's content is not read.`,
-	setup: func(flags *pflag.FlagSet) runFunc {
-		exitDiff := flags.Bool("exit-code", false, "exit with 10 if there are differences")
-		asJSON := flags.Bool("json", false, "one JSON document a line")
-		raw := flags.BoolP("null", "0", false, "raw names, each line ended by a NUL")
-		return func(ctx context.Context, e *env, args []string) error {
-			if err := wantArgs("diff [flags] DIR|UPPER", args, 1, 1); err != nil {
-				return err
-			}
-			c, err := e.openContainer(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			n, err := printChanges(ctx, e.stdout, c.fs, *asJSON, *raw)
-			if err == nil && n > 0 && *exitDiff {
-				err = &exitError{exitDifferent, errSilent}
-			}
-			return err
-		}
-	},
-}
-
-// A changeRow is a change as JSON has it.
-type changeRow struct {
-	Kind string `json:"kind"`
-	Path string `json:"path"`
-	Meta bool   `json:"metadata_only,omitempty"`
-	Size int64  `json:"size"`
-	Mode string `json:"mode"`
-}
-
-func printChanges(ctx context.Context, w io.Writer, f *union.FS, asJSON, raw bool) (n int, err error) {
-	for c, err := range f.Changes(ctx) {
-		if err != nil {
-			return n, err
-		}
-		n++
-		path := "/" + c.Path
-		switch {
-		case asJSON:
-			err = writeJSONLine(w, changeRow{string(c.Kind), path, c.Meta, c.Size, fmt.Sprintf("%04o", c.Mode&0o7777)})
-		case raw:
-			_, err = fmt.Fprintf(w, "%c %s\x00", c.Kind, path)
-		default:
-			_, err = fmt.Fprintf(w, "%c %s\n", c.Kind, safe(path))
-		}
-		if err != nil {
-			return n, err
-		}
-	}
-	return n, nil
 }

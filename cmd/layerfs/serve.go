@@ -126,7 +126,7 @@ func (s *server) mode() string {
 
 func (s *server) mount() (err error) {
 	state := &mountState{
-		Mountpoint: s.plan.dir, Image: s.plan.image, Name: s.im.Name, Mode: s.mode(), Layers: len(s.im.layers), PID: os.Getpid(),
+		Mountpoint: s.plan.dir, Image: s.plan.image, Name: s.im.Name, Mode: s.mode(), Layers: len(s.im.layers), First: s.plan.span.from, PID: os.Getpid(),
 		Started: s.begun, Upper: s.plan.upper, Work: s.plan.work, Ephemeral: s.plan.ephemeral, Platform: s.e.platform, Log: s.e.logPath(s.plan.dir),
 	}
 	if s.held, err = holdState(state, s.e.stateDir(s.plan.dir)); err != nil {

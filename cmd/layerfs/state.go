@@ -19,12 +19,13 @@ import (
 // ROOT/mounts/ID, which the server keeps locked while it lives.
 type mountState struct {
 	Mountpoint string    `json:"mountpoint"`
-	Image      string    `json:"image"`   // as the user gave it
-	Name       string    `json:"name"`    // stays true when a tag moves
-	Mode       string    `json:"mode"`    // ro or rw
-	Layers     int       `json:"layers"`  // shown
-	PID        int       `json:"pid"`     // of the server
-	Started    time.Time `json:"started"` // UTC
+	Image      string    `json:"image"`                 // as the user gave it
+	Name       string    `json:"name"`                  // stays true when a tag moves
+	Mode       string    `json:"mode"`                  // ro or rw
+	Layers     int       `json:"layers"`                // shown
+	First      int       `json:"first_layer,omitempty"` // of those, counted from 1 at the base; 0: all are shown
+	PID        int       `json:"pid"`                   // of the server
+	Started    time.Time `json:"started"`               // UTC
 	Upper      string    `json:"upper,omitempty"`
 	Work       string    `json:"work,omitempty"`
 	Ephemeral  bool      `json:"ephemeral,omitempty"`
@@ -32,6 +33,14 @@ type mountState struct {
 	Log        string    `json:"log,omitempty"`
 
 	dir string // ROOT/mounts/ID
+}
+
+// span is the layers that the mount shows.
+func (s *mountState) span() span {
+	if s.First == 0 {
+		return span{}
+	}
+	return span{s.First, s.First + s.Layers - 1}
 }
 
 // mountID names a mountpoint in file names.
