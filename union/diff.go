@@ -44,14 +44,18 @@ func Diff(ctx context.Context, a, b *FS, o DiffOptions) iter.Seq2[Change, error]
 
 func diff(ctx context.Context, a, b *FS, o DiffOptions) ([]Change, error) {
 	d := &differ{o: o, seen: map[string]bool{}, names: map[string]bool{}}
-	d.firstA, d.firstB = map[inode]string{}, map[inode]string{}
-	var err error
-	if d.a, err = a.takeSnapshot(ctx); err != nil {
+	d.firstA, d.firstB = map[nodeKey]string{}, map[nodeKey]string{}
+	was, err := a.Mark(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if d.b, err = b.takeSnapshot(ctx); err != nil {
+	defer was.Close()
+	now, err := b.Mark(ctx)
+	if err != nil {
 		return nil, err
 	}
+	defer now.Close()
+	d.a, d.b = was.snapshot(), now.snapshot()
 	d.pair("", d.a.rootSpot(), d.b.rootSpot())
 	if err := d.dir(ctx, "", d.a.rootSpot(), d.b.rootSpot(), touches(d.a, d.b)); err != nil {
 		return nil, err
@@ -71,7 +75,7 @@ type differ struct {
 	linked []string        // paths of nodes with several names, to be looked at with these
 	seen   map[string]bool // which of linked were looked at
 
-	firstA, firstB map[inode]string // of nodes with several names: the first that both sides have
+	firstA, firstB map[nodeKey]string // of nodes with several names: the first that both sides have
 
 	names map[string]bool // directories in which names came, went or became another thing
 }
@@ -94,7 +98,7 @@ func (d *differ) dir(ctx context.Context, path string, a, b spot, t *touch) erro
 	for name := range d.namesIn(a, b, t) {
 		p, x, y := join(path, name), d.a.child(a, name), d.b.child(b, name)
 		d.pair(p, x, y)
-		if x.none() || y.none() || !d.a.attr(x).IsDir() || !d.b.attr(y).IsDir() {
+		if x.none() || y.none() || !d.a.isDir(x) || !d.b.isDir(y) {
 			continue
 		}
 		if err := d.dir(ctx, p, x, y, t.below(name)); err != nil {
@@ -135,10 +139,9 @@ func (d *differ) pair(path string, a, b spot) {
 	case a.none():
 		d.added(path, b)
 	case b.none():
-		was := d.a.attr(a)
-		d.list('D', path, was)
-	case d.a.attr(a).Type() != d.b.attr(b).Type():
-		d.list('T', path, d.b.attr(b))
+		d.list('D', path, d.a.look(a))
+	case d.a.typ(a) != d.b.typ(b):
+		d.list('T', path, d.b.look(b))
 		d.addedIn(path, b)
 	default:
 		d.both(path, a, b)
@@ -159,22 +162,21 @@ func (d *differ) sameNode(a, b spot) bool {
 }
 
 func (d *differ) isLinked(a, b spot) bool {
-	x, y := d.a.attr(a), d.b.attr(b)
-	return !x.IsDir() && (x.Nlink > 1 || y.Nlink > 1)
+	return !d.a.isDir(a) && (d.a.nlink(a) > 1 || d.b.nlink(b) > 1)
 }
 
-func (d *differ) list(kind byte, path string, a Attr) {
+func (d *differ) list(kind byte, path string, r *record) {
 	d.names[parentPath(path)] = true
-	d.found = append(d.found, &finding{Change: Change{Kind: kind, Path: path, Mode: a.Mode, Size: a.Size}})
+	d.found = append(d.found, &finding{Change: Change{Kind: kind, Path: path, Mode: r.mode, Size: r.size}})
 }
 
 func (d *differ) added(path string, n spot) {
-	d.list('A', path, d.b.attr(n))
+	d.list('A', path, d.b.look(n))
 	d.addedIn(path, n)
 }
 
 func (d *differ) addedIn(path string, n spot) {
-	if !d.b.attr(n).IsDir() {
+	if !d.b.isDir(n) {
 		return
 	}
 	for name, k := range d.b.children(n) {
@@ -184,17 +186,17 @@ func (d *differ) addedIn(path string, n spot) {
 
 // both compares two nodes of one type.
 func (d *differ) both(path string, a, b spot) {
-	was, now := d.a.attr(a), d.b.attr(b)
-	f := &finding{Change: Change{Kind: 'M', Path: path, Mode: now.Mode, Size: now.Size}, a: a, b: b}
-	f.meta = was.Mode != now.Mode || was.UID != now.UID || was.GID != now.GID || !sameXattrs(d.a.xattrs(a), d.b.xattrs(b))
-	f.time = was.Mtime != now.Mtime
-	switch now.Type() {
+	was, now := d.a.look(a), d.b.look(b)
+	f := &finding{Change: Change{Kind: 'M', Path: path, Mode: now.mode, Size: now.size}, a: a, b: b}
+	f.meta = was.mode != now.mode || was.uid != now.uid || was.gid != now.gid || !sameXattrs(was.xattrs(), now.xattrs())
+	f.time = was.mtime != now.mtime
+	switch now.typ() {
 	case unix.S_IFREG:
 		f.data, f.undecided = d.content(a, b, was, now)
 	case unix.S_IFLNK:
-		f.data = d.a.readlink(a) != d.b.readlink(b)
+		f.data = was.link() != now.link()
 	case unix.S_IFCHR, unix.S_IFBLK:
-		f.data = was.Rdev != now.Rdev
+		f.data = was.rdev != now.rdev
 	}
 	if d.isLinked(a, b) {
 		d.seen[path] = true
@@ -212,7 +214,7 @@ func (d *differ) pairLinked() {
 		d.linked = nil
 		for _, p := range list {
 			a, b := d.a.resolve(p), d.b.resolve(p)
-			if !d.seen[p] && !a.none() && !b.none() && d.a.attr(a).Type() == d.b.attr(b).Type() {
+			if !d.seen[p] && !a.none() && !b.none() && d.a.typ(a) == d.b.typ(b) {
 				d.both(p, a, b)
 			}
 		}
@@ -225,18 +227,18 @@ func (d *differ) firstName(path string, s *snapshot, n spot) string {
 	if s == d.b {
 		other, known = d.a, d.firstB
 	}
-	id := s.inode(n)
+	id := s.key(n)
 	first, ok := known[id]
 	if ok {
 		return first
 	}
-	names, typ := s.names(n), s.attr(n).Type()
+	names, typ := s.names(n), s.typ(n)
 	if len(names) == 0 {
 		return path
 	}
 	d.linked = append(d.linked, names...)
 	for _, p := range names {
-		if o := other.resolve(p); !o.none() && other.attr(o).Type() == typ {
+		if o := other.resolve(p); !o.none() && other.typ(o) == typ {
 			first = p
 			break
 		}

@@ -8,22 +8,21 @@ import (
 	"runtime"
 	"slices"
 
-	"github.com/layerfs/layerfs/union/layer"
 	"golang.org/x/sync/errgroup"
 )
 
 // content compares the content of two regular files by what is known of it.
-func (d *differ) content(a, b spot, was, now Attr) (differs, undecided bool) {
+func (d *differ) content(a, b spot, was, now *record) (differs, undecided bool) {
 	switch {
-	case was.Size != now.Size:
+	case was.size != now.size:
 		return true, false
-	case was.Size == 0, d.sameNode(a, b):
+	case was.size == 0, d.sameNode(a, b):
 		return false, false
 	}
 	if differs, known := d.compareSums(a, b); known {
 		return differs, false
 	}
-	return was.Mtime != now.Mtime, d.o.Content
+	return was.mtime != now.mtime, d.o.Content
 }
 
 // compareSums compares the digests that indexes have.
@@ -39,14 +38,6 @@ func (d *differ) compareSums(a, b spot) (differ, known bool) {
 		}
 	}
 	return !slices.Equal(x, y), true
-}
-
-func (s *snapshot) sums(n spot) ([]layer.Sum, bool) {
-	if n.up != nil {
-		return nil, false
-	}
-	lay, entry := s.fs.tree.Origin(n.lower)
-	return s.fs.tree.layers[lay].Sums(entry)
 }
 
 // readUndecided finds out by reading what nothing else can tell. A few files are read at a
@@ -71,16 +62,16 @@ func (d *differ) readUndecided(ctx context.Context) error {
 // read tells whether two files of the same size differ, up to the first byte that does.
 // An upper file that is gone or became shorter meanwhile is another one.
 func (d *differ) read(ctx context.Context, f *finding) (differs bool, err error) {
-	a, err := d.a.open(ctx, f.Path, f.a)
+	a, closeA, err := d.a.open(ctx, f.a)
 	if err != nil {
 		return isGone(err), unlessGone(err)
 	}
-	defer a.close()
-	b, err := d.b.open(ctx, f.Path, f.b)
+	defer closeA()
+	b, closeB, err := d.b.open(ctx, f.b)
 	if err != nil {
 		return isGone(err), unlessGone(err)
 	}
-	defer b.close()
+	defer closeB()
 	x, y := make([]byte, min(f.Size, diffBuffer)), make([]byte, min(f.Size, diffBuffer))
 	for off := skipHoles(a, b, 0, f.Size); off < f.Size; off = skipHoles(a, b, off, f.Size) {
 		n := min(f.Size-off, diffBuffer)
@@ -95,6 +86,13 @@ func (d *differ) read(ctx context.Context, f *finding) (differs bool, err error)
 		off += int64(gotX)
 	}
 	return false, nil
+}
+
+func unlessGone(err error) error {
+	if isGone(err) {
+		return nil
+	}
+	return err
 }
 
 // diffBuffer is what is compared at a time.

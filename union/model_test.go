@@ -438,6 +438,9 @@ func (m *model) compareCommit() {
 	}
 	m.compareChanges(committed)
 	m.compareDiff(committed)
+	if d := compareSquashed(m.t, m.w.FS); d != "" {
+		m.fail("squashed: " + d)
+	}
 }
 
 // compareChanges holds the list of changes against the two trees.

@@ -59,24 +59,37 @@ func (t *Tree) regular(path string) (ID, bool) {
 }
 
 func (t *Tree) fetchBatch(ctx context.Context, files []ProfileFile) error {
-	parts := make([][]layer.Part, len(t.layers))
-	var order []int // of the layers, by the first file
+	b := batch{tree: t, parts: make([][]layer.Part, len(t.layers))}
 	for _, f := range files {
-		id, ok := t.regular(f.Path)
-		if !ok {
-			continue
+		if id, ok := t.regular(f.Path); ok {
+			b.add(id, f.Ranges)
 		}
-		lay, entry := t.Origin(id)
-		if parts[lay] == nil {
-			order = append(order, lay)
-		}
-		parts[lay] = append(parts[lay], layer.Part{ID: entry, Ranges: f.Ranges})
 	}
+	return b.fetch(ctx)
+}
+
+// A batch is parts of files that are fetched together.
+type batch struct {
+	tree  *Tree
+	parts [][]layer.Part // by layer
+	order []int          // of the layers, by the first file
+}
+
+// add adds a regular file, or ranges of it.
+func (b *batch) add(id ID, ranges []layer.Range) {
+	lay, entry := b.tree.Origin(id)
+	if b.parts[lay] == nil {
+		b.order = append(b.order, lay)
+	}
+	b.parts[lay] = append(b.parts[lay], layer.Part{ID: entry, Ranges: ranges})
+}
+
+func (b *batch) fetch(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(prefetchAtOnce)
-	for _, lay := range order {
-		l := t.layers[lay]
-		for _, run := range l.Missing(parts[lay]) {
+	for _, lay := range b.order {
+		l := b.tree.layers[lay]
+		for _, run := range l.Missing(b.parts[lay]) {
 			g.Go(func() error { return l.FetchRun(ctx, run) })
 		}
 	}

@@ -110,6 +110,9 @@ func lowerShown(t *Tree, id ID) shown {
 }
 
 func (f *FS) showRoot() (shown, error) {
+	if f.up == nil {
+		return lowerShown(f.tree, Root), nil
+	}
 	s, err := f.showFD(f.up.root)
 	s.id = Root
 	return s, err
@@ -131,7 +134,7 @@ func (c *tarCheck) compare(p string, h *tar.Header, s shown) error {
 	if err != nil {
 		return err
 	}
-	s.Mtime, s.xattrs = c.o.clamp(s.Mtime), c.o.keptXattrs(s.xattrs)
+	s.Mtime, s.xattrs = c.o.clamp(s.Mtime), c.o.of(s.key).keptXattrs(s.xattrs)
 	if c.leftOut[p] {
 		s.xattrs = nil
 	}

@@ -13,104 +13,67 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A snapshot is what an FS shows, all paths of it: the tree, and above it what a
-// walk found in the upper directory, as metadata in memory. It needs no table and no lock.
-// Content is read from where it is.
+// A snapshot is what an FS showed at a Moment, all paths of it: the list of the Moment is a
+// layer above the tree, as records in place of headers. Content is read from where it is.
 type snapshot struct {
 	fs     *FS
-	root   *upperNode         // nil: nothing but the tree
-	linked map[inode][]string // paths of upper nodes with several names, and of lower ones that were renamed
+	m      *Moment
+	root   *upperNode           // nil: nothing but the tree
+	linked map[nodeKey][]string // paths of noted nodes with several names
 }
 
-// An upperNode is a path of which the upper directory has something to say.
+// An upperNode is a path that the list of the Moment has.
 type upperNode struct {
-	hidden  bool
-	attr    Attr
-	ino     uint64 // in the upper directory; 0: a lower node that shows at a new path
-	link    string
-	xattrs  []layer.Xattr
-	through ID // of directories: where names come from that kids has not; 0: kids has all
-	kids    map[string]*upperNode
+	rec   *record // nil: a root that is as in the tree
+	lower ID      // of directories: the lower one at the same path, which has what kids has not; 0: none
+	kids  map[string]*upperNode
 }
 
-// A spot is one path of a snapshot: an upper node or a lower one. The zero value is nothing.
+// A spot is one path of a snapshot: a noted node or a lower one. The zero value is nothing.
 type spot struct {
 	up    *upperNode
 	lower ID
 }
 
-// An inode tells the nodes of a snapshot apart.
-type inode struct {
-	upper bool
-	num   uint64
-}
-
 func (s spot) none() bool { return s == spot{} }
 
-// takeSnapshot walks the upper directory.
-func (f *FS) takeSnapshot(ctx context.Context) (*snapshot, error) {
-	s := &snapshot{fs: f, linked: map[inode][]string{}}
-	if f.up == nil {
-		return s, nil
+// snapshot makes the tree of the list. It is used up to the Moment's Close.
+func (m *Moment) snapshot() *snapshot {
+	s := &snapshot{fs: m.fs, m: m, linked: map[nodeKey][]string{}}
+	if m.fs.up == nil {
+		return s
 	}
-	dirs := map[string]*upperNode{}
-	err := f.walk(ctx, func(it *item) error {
-		n, err := s.upperNode(it)
-		if err != nil {
-			return err
+	s.root = &upperNode{lower: Root, kids: map[string]*upperNode{}}
+	dirs := map[string]*upperNode{"": s.root}
+	for r := range m.records() {
+		if r.dir == nil {
+			s.root.rec = r
+			continue
 		}
-		d := dirs[parentPath(it.path)]
-		switch {
-		case it.path == "":
-			s.root = n
-		case d == nil: // below a lower directory that shows at a new path: the tree has it all
-			return nil
-		default:
-			d.kids[it.name] = n
+		p := r.path()
+		if r.kind != recordWhiteout && r.typ() != unix.S_IFDIR && r.nlink > 1 {
+			s.linked[r.key()] = append(s.linked[r.key()], p)
 		}
-		if n.kids != nil {
-			dirs[it.path] = n
+		d := dirs[r.dir.path]
+		if d == nil {
+			continue // below a lower directory that shows at a new path: the tree has it all
 		}
-		return nil
-	})
-	return s, err
+		n := &upperNode{rec: r}
+		d.kids[r.name] = n
+		if r.kind == recordUpper && r.typ() == unix.S_IFDIR {
+			n.lower, n.kids = s.fs.lowerDir(d.lower, r.name), map[string]*upperNode{}
+			dirs[p] = n
+		}
+	}
+	return s
 }
 
-// upperNode is an item of the walk as the snapshot keeps it.
-func (s *snapshot) upperNode(it *item) (n *upperNode, err error) {
-	if it.whiteout {
-		return &upperNode{hidden: true}, nil
+// lowerDir is the directory that a lower one has at a name; 0: none.
+func (f *FS) lowerDir(dir ID, name string) ID {
+	if id := f.lowerAt(dir, name); id != 0 && f.tree.IsDir(id) {
+		return id
 	}
-	if it.dir < 0 {
-		s.noteMoved(it)
-		return &upperNode{through: it.from, attr: s.fs.tree.Attr(it.from)}, nil
-	}
-	n = &upperNode{attr: s.fs.itemAttr(it), ino: it.st.Ino}
-	if n.attr.Type() == unix.S_IFLNK {
-		if n.link, err = s.fs.itemLink(it); err != nil {
-			return nil, err
-		}
-	}
-	if n.attr.IsDir() {
-		n.kids = map[string]*upperNode{}
-		if it.through == it.lower {
-			n.through = it.through
-		}
-	} else if n.attr.Nlink > 1 {
-		id := inode{true, n.ino}
-		s.linked[id] = append(s.linked[id], it.path)
-	}
-	n.xattrs, err = s.fs.itemXattrs(it)
-	return n, err
-}
-
-// noteMoved notes the paths of hardlinked lower nodes that the tree does not know.
-func (s *snapshot) noteMoved(it *item) {
-	if it.whiteout || it.from == 0 || s.fs.tree.links[it.from] == nil {
-		return
-	}
-	id := inode{false, uint64(it.from)}
-	s.linked[id] = append(s.linked[id], it.path)
+	return 0
 }
 
 func (s *snapshot) rootSpot() spot {
@@ -120,27 +83,21 @@ func (s *snapshot) rootSpot() spot {
 	return spot{up: s.root}
 }
 
-// moved is a lower node that shows at a new path as the lower node that it is.
-func moved(n *upperNode) spot {
-	if n.ino == 0 {
-		return spot{lower: n.through}
-	}
-	return spot{up: n}
-}
-
 // child is a name in a directory.
 func (s *snapshot) child(d spot, name string) spot {
-	lower := d.lower
-	if d.up != nil {
-		if n := d.up.kids[name]; n != nil {
-			if n.hidden {
-				return spot{}
-			}
-			return moved(n)
-		}
-		lower = d.up.through
+	if d.up == nil {
+		return spot{lower: s.fs.lowerAt(d.lower, name)}
 	}
-	return spot{lower: s.fs.lowerAt(lower, name)}
+	n := d.up.kids[name]
+	switch {
+	case n == nil:
+		return spot{lower: s.fs.lowerAt(d.up.lower, name)}
+	case n.rec.kind == recordWhiteout:
+		return spot{}
+	case n.rec.kind == recordLower:
+		return spot{lower: ID(n.rec.num)}
+	}
+	return spot{up: n}
 }
 
 // children lists a directory in the order of the bytes of the names.
@@ -149,8 +106,8 @@ func (s *snapshot) children(d spot) iter.Seq2[string, spot] {
 		return s.lowerChildren(d.lower)
 	}
 	names := slices.Collect(maps.Keys(d.up.kids))
-	if d.up.through != 0 {
-		for name := range s.fs.tree.Children(d.up.through) {
+	if d.up.lower != 0 {
+		for name := range s.fs.tree.Children(d.up.lower) {
 			if d.up.kids[name] == nil {
 				names = append(names, name)
 			}
@@ -176,32 +133,50 @@ func (s *snapshot) lowerChildren(d ID) iter.Seq2[string, spot] {
 	}
 }
 
-func (s *snapshot) attr(n spot) Attr {
-	if n.up != nil {
-		return n.up.attr
+// record is the node of a path as a list would have it.
+func (s *snapshot) record(dir *markedDir, name string, n spot) *record {
+	if n.up != nil && n.up.rec != nil {
+		return n.up.rec
 	}
-	return s.fs.tree.Attr(n.lower)
+	id := n.lower
+	if n.up != nil {
+		id = Root
+	}
+	a := s.fs.tree.Attr(id)
+	r := &record{dir: dir, name: name, kind: recordLower, num: uint64(id), mode: a.Mode, uid: a.UID, gid: a.GID, nlink: a.Nlink, rdev: a.Rdev, size: a.Size, mtime: a.Mtime}
+	if e := s.fs.tree.entry(id); len(e.Xattrs) > 0 || e.Link != "" {
+		r.more = &recordMore{link: e.Link, xattrs: e.Xattrs}
+	}
+	return r
 }
 
-func (s *snapshot) xattrs(n spot) []layer.Xattr {
-	if n.up != nil {
-		return n.up.xattrs
+// look is record for who does not need the path.
+func (s *snapshot) look(n spot) *record { return s.record(nil, "", n) }
+
+func (s *snapshot) typ(n spot) uint32 {
+	if n.up != nil && n.up.rec != nil {
+		return n.up.rec.typ()
 	}
-	return s.fs.tree.Xattrs(n.lower)
+	if n.up != nil {
+		return unix.S_IFDIR
+	}
+	return s.fs.tree.Mode(n.lower) & unix.S_IFMT
 }
 
-func (s *snapshot) readlink(n spot) string {
-	if n.up != nil {
-		return n.up.link
+func (s *snapshot) nlink(n spot) uint32 {
+	if n.up != nil && n.up.rec != nil {
+		return n.up.rec.nlink
 	}
-	return s.fs.tree.Readlink(n.lower)
+	return s.fs.tree.nodes[max(n.lower, Root)-1].nlink
 }
 
-func (s *snapshot) inode(n spot) inode {
-	if n.up != nil {
-		return inode{true, n.up.ino}
+func (s *snapshot) isDir(n spot) bool { return s.typ(n) == unix.S_IFDIR }
+
+func (s *snapshot) key(n spot) nodeKey {
+	if n.up != nil && n.up.rec != nil {
+		return n.up.rec.key()
 	}
-	return inode{false, uint64(n.lower)}
+	return nodeKey{false, uint64(n.lower)}
 }
 
 // resolve finds a path, symlinks not followed.
@@ -218,8 +193,7 @@ func (s *snapshot) resolve(path string) spot {
 
 // names lists the paths at which a node that is no directory shows, sorted, if there may be several.
 func (s *snapshot) names(n spot) []string {
-	id := s.inode(n)
-	paths := slices.Clone(s.linked[id])
+	paths := slices.Clone(s.linked[s.key(n)])
 	if n.up == nil {
 		for _, l := range s.fs.tree.links[n.lower] {
 			p := join(s.fs.tree.Path(l.dir), s.fs.tree.name(l.dirent))
@@ -232,68 +206,36 @@ func (s *snapshot) names(n spot) []string {
 	return slices.Compact(paths)
 }
 
-// An openContent is the content of a file, until it is closed.
-type openContent struct {
-	content
-	fd int // of the upper file; -1: a lower one
-}
-
-func (c *openContent) close() {
-	if c.fd >= 0 {
-		_ = unix.Close(c.fd)
-	}
-}
-
-// open opens a regular file of the snapshot. The error is ENOENT when another one
-// stands at an upper path by now.
-func (s *snapshot) open(ctx context.Context, path string, n spot) (*openContent, error) {
+// open opens a regular file. The error is isGone when another one stands at an upper path
+// by now, and nobody kept this one.
+func (s *snapshot) open(ctx context.Context, n spot) (c content, done func(), err error) {
 	if n.up == nil {
-		return &openContent{&lowerContent{ctx, s.fs.tree, n.lower}, -1}, nil
+		return &lowerContent{ctx, s.fs.tree, n.lower}, func() {}, nil
 	}
-	fd, err := s.fs.openUpperPath(path)
+	fd, kept, err := s.m.open(n.up.rec)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var st unix.Stat_t
-	if err = unix.Fstat(fd, &st); err == nil && (st.Ino != n.up.ino || st.Mode&unix.S_IFMT != unix.S_IFREG) {
-		err = unix.ENOENT
+	done = func() { _ = unix.Close(fd) }
+	if err := sameFile(fd, n.up.rec); err != nil {
+		done()
+		return nil, nil, err
 	}
-	if err != nil {
-		_ = unix.Close(fd)
-		return nil, err
+	if kept != nil {
+		return keptContent{kept, fd}, done, nil
 	}
-	return &openContent{upperContent(fd), fd}, nil
-}
-
-// openUpperPath opens a file of the upper directory to read it, name by name.
-func (f *FS) openUpperPath(path string) (int, error) {
-	dir, name := f.up.root, ""
-	for more := true; more; {
-		name, path, more = strings.Cut(path, "/")
-		flags := unix.O_RDONLY | unix.O_NONBLOCK
-		if more {
-			flags = unix.O_PATH | unix.O_DIRECTORY
-		}
-		fd, err := openAt(dir, name, flags, 0)
-		if dir != f.up.root {
-			_ = unix.Close(dir)
-		}
-		if err != nil {
-			return -1, err
-		}
-		dir = fd
-	}
-	return dir, nil
+	return upperContent(fd), done, nil
 }
 
 // isGone tells whether an error of open says that another file, or none, stands at the path by now.
 func isGone(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOTDIR)
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO)
 }
 
-func unlessGone(err error) error {
-	if isGone(err) {
-		return nil
+func (s *snapshot) sums(n spot) ([]layer.Sum, bool) {
+	if n.up != nil {
+		return nil, false
 	}
-	return err
+	lay, entry := s.fs.tree.Origin(n.lower)
+	return s.fs.tree.layers[lay].Sums(entry)
 }

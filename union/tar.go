@@ -19,6 +19,7 @@ type TarOptions struct {
 	Epoch   *int64 // Unix seconds: later times of change become this (SOURCE_DATE_EPOCH)
 	Trusted bool   // keep xattrs of the trusted namespace
 	SELinux bool   // keep security.selinux
+	Squash  bool   // all that shows, as the only layer of an image
 }
 
 // A TarResult says what WriteTar wrote.
@@ -44,10 +45,13 @@ const lossChanged = "it changed while it was read"
 // of the layers below is read only for directories that were renamed. The archive
 // is well-formed also when files change that nobody keeps; those are among the losses.
 //
+// With Squash the layer has all that showed, without whiteouts. All content is read then,
+// and fetched where it is not in the cache.
+//
 // What was written is read back in passing and held against the mount. An error
 // that wraps ErrLayerDiffers says that they are not the same. It can be called once.
 func (m *Moment) WriteTar(ctx context.Context, w io.Writer, o TarOptions) (TarResult, error) {
-	if m.fs.up == nil {
+	if m.fs.up == nil && !o.Squash {
 		return TarResult{}, tar.NewWriter(w).Close()
 	}
 	leftOut := map[string]bool{}
@@ -95,7 +99,11 @@ type tarWriter struct {
 }
 
 func (t *tarWriter) write(ctx context.Context) error {
-	for r := range t.m.records() {
+	records := t.m.records()
+	if t.o.Squash {
+		records = t.m.squashed(ctx)
+	}
+	for r := range records {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -221,7 +229,7 @@ func (t *tarWriter) xattrs(r *record, h *tar.Header) {
 			t.lose(r.path(), fmt.Sprintf("the name of the extended attribute %q has a '=', which a PAX record cannot hold", x.Name))
 		}
 	}
-	list = t.o.keptXattrs(list)
+	list = t.o.of(r.key()).keptXattrs(list)
 	if size := xattrSize(list); size > maxXattrs {
 		t.lose(r.path(), fmt.Sprintf("extended attributes of %d bytes are more than readers of a PAX header take", size))
 		t.leftOut[r.path()] = true
@@ -244,6 +252,14 @@ func xattrSize(list []layer.Xattr) (n int) {
 		n += len(xattrPrefix) + len(x.Name) + len(x.Value) + len("1000000 =\n")
 	}
 	return n
+}
+
+// of are the options for a node. What the layers of an image have, it keeps when they become one.
+func (o TarOptions) of(n nodeKey) TarOptions {
+	if o.Squash && !n.upper {
+		o.Trusted, o.SELinux = true, true
+	}
+	return o
 }
 
 // keptXattrs are those of a node's extended attributes that the layer has.

@@ -58,7 +58,11 @@ type checkDir struct {
 
 func (f *FS) startCheck(o TarOptions, since Time, leftOut map[string]bool) *tarCheck {
 	c := &tarCheck{fs: f, o: o, since: since, leftOut: leftOut, feed: newFeed(), done: make(chan struct{}), links: map[nodeKey]string{}}
-	c.dirs = []*checkDir{{id: Root, lower: Root}}
+	root := &checkDir{id: Root, lower: Root}
+	if o.Squash {
+		root.lower = 0
+	}
+	c.dirs = []*checkDir{root}
 	go func() {
 		defer close(c.done)
 		defer c.feed.leave()
@@ -206,18 +210,9 @@ func (c *tarCheck) named(d *checkDir, name, p string, h *tar.Header) error {
 		err = c.compare(p, h, s)
 	}
 	if h.Typeflag == tar.TypeDir {
-		c.dirs = append(c.dirs, &checkDir{path: p, id: s.id, lost: gone || !s.IsDir(), lower: c.lowerDir(d, name)})
+		c.dirs = append(c.dirs, &checkDir{path: p, id: s.id, lost: gone || !s.IsDir(), lower: c.fs.lowerDir(d.lower, name)})
 	}
 	return err
-}
-
-// lowerDir is the directory that the base has at a name.
-func (c *tarCheck) lowerDir(d *checkDir, name string) ID {
-	id := c.fs.lowerAt(d.lower, name)
-	if id != 0 && !c.fs.tree.IsDir(id) {
-		return 0
-	}
-	return id
 }
 
 func (c *tarCheck) whiteout(d *checkDir, h *tar.Header, name string) error {

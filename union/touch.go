@@ -93,7 +93,7 @@ func (t *touch) addDir(l *layer.Layer, dir layer.ID, links map[layer.ID][]string
 
 // addUpper adds what an upper directory says of a path.
 func (t *touch) addUpper(n *upperNode) {
-	if n.ino == 0 || n.through == 0 {
+	if n.kids == nil || n.lower == 0 {
 		t.all = true
 		return
 	}
