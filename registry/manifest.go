@@ -131,6 +131,10 @@ func annotate(m *rawObject, base *Image, mediaType, created string) error {
 		have[ocispec.AnnotationCreated] = created
 	}
 	delete(have, annotationBaseName)
+	delete(have, annotationBaseDigest)
+	if base.Desc.Digest == "" { // it has none of the base's layers
+		return m.set("annotations", have)
+	}
 	if base.ref.Transport == transportDocker { // a path of this machine would mean nothing elsewhere
 		have[annotationBaseName] = base.ref.String()
 	}

@@ -26,6 +26,7 @@ type PushOptions struct {
 	Options // how the destination is reached
 
 	Layer     *NewLayer // nil: the image gets a new config only
+	Squash    bool      // Layer takes the place of all layers of base
 	Changes   []string  // lines of a Dockerfile, see ApplyChanges
 	Message   string    // the comment in the history
 	Author    string
@@ -50,6 +51,9 @@ type Progress struct {
 // verified; foreign layers stay with the addresses in their descriptors. The
 // name is moved last: a Push that fails leaves blobs behind at most.
 //
+// With Squash the image has the new layer alone, one diff ID and one entry of history,
+// and is based on nothing; the rest of the config is the base's.
+//
 // Of an index as base only the platform that was opened is carried on: dest gets
 // a single manifest.
 //
@@ -71,6 +75,11 @@ func push(ctx context.Context, base *Image, dest string, o PushOptions) (ocispec
 	}
 	if err := applyChanges(&rawObject{values: map[string]json.RawMessage{}}, o.Changes); err != nil {
 		return none, "", err // before a byte is sent
+	}
+	if o.Squash {
+		if base, err = squashed(base); err != nil {
+			return none, "", err
+		}
 	}
 	now := pushTime(o)
 	s, err := newSink(ctx, r, o.Options, now)

@@ -22,7 +22,11 @@ unmounted; UPPER is an upper directory. DEST is an image in a registry, oci:DIR:
 oci-archive:FILE:TAG or docker-archive:FILE:REF. Prints DEST with its digest.
 
 Only what was written is read and sent. The layers of the base image are not
-fetched: a registry that has them mounts them into the new repository.`,
+fetched: a registry that has them mounts them into the new repository.
+
+With --squash the new image has one layer of all that shows. Its content is fetched
+and read through, and stored nowhere but in the cache. In place of DIR an image may
+stand then, or IMAGE@N: its layers 1 to N.`,
 	setup: setupCommit,
 }
 
@@ -32,7 +36,7 @@ type commitFlags struct {
 	level                        int
 	changes                      []string
 	epoch                        int64
-	allowLoss                    bool
+	allowLoss, squash            bool
 }
 
 func setupCommit(flags *pflag.FlagSet) runFunc {
@@ -44,6 +48,7 @@ func setupCommit(flags *pflag.FlagSet) runFunc {
 	flags.StringVarP(&c.author, "author", "a", "", "author of the image")
 	flags.Int64Var(&c.epoch, "source-date-epoch", -1, "Unix time for all that is dated now, and the latest time of files (also from SOURCE_DATE_EPOCH)")
 	flags.BoolVar(&c.allowLoss, "allow-loss", false, "go on when a layer cannot hold something")
+	flags.BoolVar(&c.squash, "squash", false, "one layer of all that shows, base and changes, in place of the base's layers")
 	return func(ctx context.Context, e *env, args []string) error {
 		if err := wantArgs("commit [flags] DIR|UPPER DEST", args, 2, 2); err != nil {
 			return err
@@ -74,13 +79,17 @@ func (c *commitFlags) epochOrNil() *int64 {
 }
 
 func (e *env) commit(ctx context.Context, dir, dest string, o commitFlags) error {
-	c, err := e.openChanges(ctx, dir, union.TarOptions{Epoch: o.epochOrNil()})
+	open := e.openChanges
+	if o.squash {
+		open = e.openSquashed
+	}
+	c, err := open(ctx, dir, union.TarOptions{Epoch: o.epochOrNil(), Squash: o.squash})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.close() }() // only read
 	push := registry.PushOptions{
-		Changes: o.changes, Message: o.message, Author: o.author, CreatedBy: "layerfs commit", Epoch: o.epochOrNil(),
+		Squash: o.squash, Changes: o.changes, Message: o.message, Author: o.author, CreatedBy: "layerfs commit", Epoch: o.epochOrNil(),
 		Options: e.registryOptions(c.image.store),
 	}
 	if c.changed {
@@ -122,19 +131,24 @@ func (e *env) openChanges(ctx context.Context, dir string, o union.TarOptions) (
 	if err != nil {
 		return nil, err
 	}
-	set := &changeSet{image: c.image, close: c.Close}
-	set.writeTar = func(ctx context.Context, w io.Writer) (union.TarResult, error) {
-		m, err := c.fs.Mark(ctx)
+	set := newChangeSet(c.image, c.fs, o, c.Close)
+	if set.changed, err = c.fs.Changed(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	set.changed = set.changed || o.Squash
+	return set, nil
+}
+
+// newChangeSet is of an FS that nobody writes to through a server we know.
+func newChangeSet(im *image, f *union.FS, o union.TarOptions, close func() error) *changeSet {
+	return &changeSet{image: im, changed: true, close: close, writeTar: func(ctx context.Context, w io.Writer) (union.TarResult, error) {
+		m, err := f.Mark(ctx)
 		if err != nil {
 			return union.TarResult{}, err
 		}
 		defer m.Close()
 		return m.WriteTar(ctx, w, o)
-	}
-	if set.changed, err = c.fs.Changed(ctx); err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	return set, nil
+	}}
 }
 
 // liveChanges are those of a live mount. A layer that must be written again,

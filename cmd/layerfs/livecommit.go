@@ -51,7 +51,7 @@ func (s *server) answerCommit(ctx context.Context, c net.Conn, o union.TarOption
 		cancel()
 	}()
 	begun := time.Now()
-	m, a := s.mark(ctx)
+	m, a := s.mark(ctx, o.Squash)
 	if m != nil {
 		defer m.Close()
 		s.e.log.Info("commit: marked", "took", time.Since(begun))
@@ -74,11 +74,11 @@ func (s *server) answerCommit(ctx context.Context, c net.Conn, o union.TarOption
 	}
 }
 
-// mark marks the moment if there is anything to commit; a is what to answer.
-func (s *server) mark(ctx context.Context) (m *union.Moment, a commitAnswer) {
+// mark marks the moment if there is anything to commit, or anyway; a is what to answer.
+func (s *server) mark(ctx context.Context, anyway bool) (m *union.Moment, a commitAnswer) {
 	a.Marked = true
 	changed, err := s.fs.Changed(ctx)
-	if err == nil && changed {
+	if err == nil && (changed || anyway) {
 		m, err = s.markSoon(ctx)
 	}
 	if errors.Is(err, union.ErrMarked) {
