@@ -42,6 +42,8 @@ const (
 	// maxFile is the longest file that is fetched to its end when its start is read: most
 	// programs and libraries are below it, and their pages are wanted in no order.
 	maxFile = 4 << 20
+	// minAhead is the request of a reader who has proven to be sequential, and is read ahead for.
+	minAhead = 2 << 20
 	// maxGap of bytes that are there already is fetched again to save a request.
 	maxGap = 64 << 10
 )
@@ -68,6 +70,7 @@ type head struct {
 // A fetch is one request: pieces first … last.
 type fetch struct {
 	first, last int
+	window      int64
 	done        chan struct{}
 }
 
@@ -75,15 +78,19 @@ func newLazy(src *source, pack *cache.Pack, p pieces, units []cache.Unit) *lazy 
 	return &lazy{src: src, pack: pack, pieces: p, unit: units}
 }
 
-// fill is a cache.Fill. What another call is fetching already is waited for, not fetched twice.
+// fill is a cache.Fill. What another call is fetching already is waited for, not fetched
+// twice. Behind a sequential reader it goes on with what comes next: who waits for this
+// fill has been woken by then, and the link is busy while he reads.
 func (z *lazy) fill(ctx context.Context, firstUnit, lastUnit int, put func(int, []byte) error) error {
 	first, last := z.pieceOf(firstUnit), z.pieceOf(lastUnit)
+	var latest *fetch
 	for waited := false; first <= last; {
 		if waited && z.has(first) {
 			first++
 			continue
 		}
 		f, mine := z.claim(first, last)
+		latest = f
 		if !mine {
 			select {
 			case <-f.done:
@@ -100,7 +107,23 @@ func (z *lazy) fill(ctx context.Context, firstUnit, lastUnit int, put func(int, 
 		}
 		first = f.last + 1
 	}
+	if latest != nil && latest.window >= minAhead {
+		z.ahead(ctx, latest, put)
+	}
 	return nil
+}
+
+// ahead fetches what follows f, unless somebody does. It is no loss when it fails: who
+// wants it asks again.
+func (z *lazy) ahead(ctx context.Context, f *fetch, put putUnit) {
+	next := f.last + 1
+	if next >= z.count() || z.has(next) {
+		return
+	}
+	if g, mine := z.claim(next, next); mine {
+		_ = z.run(ctx, g, put)
+		z.release(g)
+	}
 }
 
 func (z *lazy) pieceOf(unit int) int {
@@ -131,7 +154,7 @@ func (z *lazy) claim(first, last int) (f *fetch, mine bool) {
 		}
 	}
 	window := z.windowLocked(first)
-	f = &fetch{first: first, last: z.reach(first, min(last, limit-1), limit, window), done: make(chan struct{})}
+	f = &fetch{first: first, last: z.reach(first, min(last, limit-1), limit, window), window: window, done: make(chan struct{})}
 	z.active = append(z.active, f)
 	z.heads[len(z.heads)-1] = head{next: f.last + 1, window: window}
 	return f, true
