@@ -1,10 +1,14 @@
 package layer_test
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -97,6 +101,60 @@ func TestSOCI(t *testing.T) {
 	if failed != 3 || l.Status().Total != desc.Size {
 		t.Errorf("of three files in a damaged blob %d failed", failed)
 	}
+}
+
+// TestSOCIPadding reads a layer by the zTOC that soci-snapshotter made of it, which has a
+// checkpoint behind the end of the tar.
+func TestSOCIPadding(t *testing.T) {
+	packed, err := os.ReadFile("ztoc/testdata/soci.tar.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	z, err := os.ReadFile("ztoc/testdata/soci.ztoc.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(packed), Size: int64(len(packed))}
+	l, err := layer.Open(t.Context(), desc, &blob{b: packed}, newStore(t), layer.Options{ZTOC: zTOCFrom(gunzip(t, z))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closing(t, l)
+	if st := l.Status(); st.Index != "soci" || !st.Lazy {
+		t.Fatalf("%+v", st)
+	}
+	files := 0
+	for r := tar.NewReader(bytes.NewReader(gunzip(t, packed))); ; files++ {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		want, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag != tar.TypeReg || h.Size == 0 {
+			continue
+		}
+		if got, err := readFile(t.Context(), l, strings.TrimPrefix(h.Name, "./"), int(h.Size)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", h.Name, len(got), err)
+		}
+	}
+	if files < 10 {
+		t.Errorf("%d entries", files)
+	}
+}
+
+func gunzip(t *testing.T, b []byte) []byte {
+	t.Helper()
+	r, err := gzip.NewReader(bytes.NewReader(b))
+	if err == nil {
+		b, err = io.ReadAll(r)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // TestSOCIUnusable: a zTOC that is damaged, or another layer's, costs the laziness and no more.

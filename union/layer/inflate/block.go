@@ -4,7 +4,7 @@ import "io"
 
 // blockHeader reads the three bits before a block and what its type needs. It is where checkpoints are.
 func (z *Reader) blockHeader() error {
-	if out := z.outOff + int64(z.w); out >= z.nextPoint {
+	if out := z.outOff + int64(z.w); out >= z.nextPoint || out == 0 && z.o.First {
 		z.checkpoint(out)
 	}
 	v, err := z.take(3)

@@ -42,7 +42,7 @@ type Checkpoint struct {
 type Options struct {
 	Raw          bool             // DEFLATE without gzip's header and trailer; it ends after the last block
 	Span         int64            // a checkpoint at the first block boundary after every Span bytes of output; 0: none
-	First        bool             // with Span: one at the first block as well
+	First        bool             // with Span: one at the first block as well, and at each block before the first byte of output
 	OnCheckpoint func(Checkpoint) // called while reading; what it gets is its own
 }
 
@@ -116,11 +116,8 @@ func (z *Reader) Reset(r io.Reader, o Options) {
 	if z.codes == nil {
 		z.codes = &codes{}
 	}
-	switch {
-	case o.Span <= 0 || o.OnCheckpoint == nil:
-		z.nextPoint = 1<<63 - 1
-	case o.First:
-		z.nextPoint = 0
+	if o.Span <= 0 || o.OnCheckpoint == nil {
+		z.nextPoint, z.o.First = 1<<63-1, false
 	}
 	z.state = (*Reader).memberHeader
 	if o.Raw {

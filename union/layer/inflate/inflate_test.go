@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -118,6 +119,39 @@ func TestFirst(t *testing.T) {
 	}
 	for _, c := range points {
 		checkResume(t, blob, data, c)
+	}
+}
+
+// TestFirstEmpty: blocks that hold nothing come before the first byte of output.
+func TestFirstEmpty(t *testing.T) {
+	data := []byte("the first byte comes late")
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	w.Name = "a name"
+	for range 2 {
+		if err := w.Flush(); err != nil { // an empty stored block of five bytes
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	header := int64(10 + len("a name") + 1)
+	for first, want := range map[bool][]int64{true: {header, header + 5, header + 10}, false: nil} {
+		var points []int64
+		o := Options{Span: 1 << 16, First: first, OnCheckpoint: func(c Checkpoint) {
+			points = append(points, c.In)
+			checkResume(t, b.Bytes(), data, c)
+		}}
+		if _, err := io.Copy(io.Discard, NewReader(bytes.NewReader(b.Bytes()), o)); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(points, want) {
+			t.Errorf("%v: checkpoints at %v, want %v", first, points, want)
+		}
 	}
 }
 

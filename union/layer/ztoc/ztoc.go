@@ -146,7 +146,7 @@ func (z *ZTOC) span(i int) Span {
 		s.Start--
 	}
 	if i+1 < len(z.Checkpoints) {
-		s.End, s.OutEnd = z.Checkpoints[i+1].In, z.Checkpoints[i+1].Out
+		s.End, s.OutEnd = z.Checkpoints[i+1].In, min(z.Checkpoints[i+1].Out, z.UncompressedSize)
 	}
 	return s
 }

@@ -102,6 +102,23 @@ var blobs = map[string]func(t testing.TB, b []byte) []byte{
 	"members": func(t testing.TB, b []byte) []byte {
 		return deflate(t, 6, b[:20_000], b[20_000:20_010], b[20_010:900_000], nil, b[900_000:])
 	},
+	"an empty member": func(t testing.TB, b []byte) []byte { return deflate(t, 6, nil, b) },
+	"empty blocks": func(t testing.TB, b []byte) []byte {
+		var out bytes.Buffer
+		w := gzip.NewWriter(&out)
+		for _, b := range [][]byte{nil, nil, b} {
+			if _, err := w.Write(b); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return out.Bytes()
+	},
 	"small members": func(t testing.TB, b []byte) []byte { return deflate(t, 6, slices.Collect(slices.Chunk(b, 50_000))...) },
 	"gzip":          func(t testing.TB, b []byte) []byte { return run(t, b, "gzip", "-6") },
 	"pigz":          func(t testing.TB, b []byte) []byte { return run(t, b, "pigz", "-p3", "-b128") },
@@ -226,6 +243,41 @@ func TestZinfo(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestMadeBySOCI reads a zTOC that soci-snapshotter's own builder made (its commit 77fb4266, with
+// spans of 15,000 bytes) of a tar from GNU tar. The last of its checkpoints lies behind what
+// it takes for the tar's size, in the padding of the last record.
+func TestMadeBySOCI(t *testing.T) {
+	packed, err := os.ReadFile("testdata/soci.ztoc.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := os.ReadFile("testdata/soci.tar.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	z, err := Parse(gunzip(t, packed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, mine := gunzip(t, blob), mustBuild(t, blob, z.SpanSize)
+	if n := len(z.Checkpoints); z.Checkpoints[n-1].Out <= z.UncompressedSize || len(z.Spans()) != n-1 {
+		t.Errorf("%d checkpoints and %d spans: it is no longer about padding", n, len(z.Spans()))
+	}
+	if !bytes.Equal(mine.encodeZinfo(), z.encodeZinfo()) || !slices.Equal(mine.SpanDigests, z.SpanDigests) {
+		t.Error("Build gives other checkpoints or digests")
+	}
+	wantSpans(t, z, blob, want[:z.UncompressedSize])
+	for i, e := range z.Files {
+		if m := mine.Files[i]; e.Name != m.Name || e.Type != m.Type || e.Offset != m.Offset || e.Size != m.Size || e.Linkname != m.Linkname ||
+			e.Mode != m.Mode || !e.ModTime.Equal(m.ModTime) || e.DevMinor != m.DevMinor || !slices.Equal(e.PAX, m.PAX) {
+			t.Errorf("entry %d is %+v, of ours %+v", i, e, m)
+		}
+	}
+	if len(z.Files) != len(mine.Files) {
+		t.Errorf("%d entries, not %d", len(z.Files), len(mine.Files))
 	}
 }
 

@@ -103,7 +103,7 @@ int main(int argc, char **argv)
 		if (ret != Z_OK)
 			die("not a gzip file");
 		block = (z.data_type & 128) && !(z.data_type & 64);
-		if (block && (count == 0 || out.len - last > span)) {
+		if (block && (out.len == 0 || out.len - last > span)) {
 			checkpoint(&list, &out, in.len - z.avail_in, z.data_type & 7);
 			last = out.len;
 			count++;
