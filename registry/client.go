@@ -133,7 +133,7 @@ func hostPort(u *url.URL) string {
 }
 
 // do sends one request, authorized when it goes to the registry. After a 401
-// the credentials are read again and the request is sent a second time, if its
+// the credentials are read again and the request is sent once more, if its
 // body can be had twice. Any status comes back without an error.
 func (c *client) do(req *http.Request, scopes ...string) (*http.Response, error) {
 	if !c.owns(req.URL) {
@@ -161,6 +161,16 @@ func (c *client) do(req *http.Request, scopes ...string) (*http.Response, error)
 			return nil, err
 		}
 	}
+}
+
+// maxTokens is how many more times a request is sent after a 401: credentials that were read
+// again get one chance, a token two, since the first new one may expire on its way behind a
+// large upload.
+func maxTokens(auth string) int {
+	if strings.HasPrefix(auth, "Bearer ") {
+		return 2
+	}
+	return 1
 }
 
 // rewind makes req ready to be sent again, if that is possible.
