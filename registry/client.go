@@ -149,7 +149,7 @@ func (c *client) do(req *http.Request, scopes ...string) (*http.Response, error)
 			out.Header.Set("Authorization", auth)
 		}
 		resp, err := c.http.RoundTrip(out)
-		if err != nil || resp.StatusCode != http.StatusUnauthorized || try > 0 {
+		if err != nil || resp.StatusCode != http.StatusUnauthorized || try == maxTokens(auth) {
 			return resp, err
 		}
 		err = c.forget(req.Context(), auth, scopes)
