@@ -34,9 +34,11 @@ const (
 	// pushMax is the size of the largest file that is pushed: larger ones gain
 	// nothing, since read-ahead fetches them in few requests.
 	pushMax = 64 << 10
-	// pushDelay is how long a listing's answer may take to reach the kernel's
-	// tables. A node that is not there yet cannot be pushed to.
-	pushDelay = 200 * time.Microsecond
+	// pushDelay is how long a listing's answer takes to reach the kernel's tables, and
+	// pushPatience how long on a busy machine. A node that is not there yet cannot be
+	// pushed to.
+	pushDelay    = 200 * time.Microsecond
+	pushPatience = 50 * time.Millisecond
 	// pushQueue batches wait at most; what comes then is not pushed.
 	pushQueue = 1024
 )
@@ -77,20 +79,30 @@ func (p *pusher) run() {
 			return
 		case b := <-p.queue:
 			time.Sleep(pushDelay - time.Since(b.at))
+			wait := pushDelay
 			for _, id := range b.ids {
-				p.push(id, buf)
+				for !p.push(id, buf) && wait < pushPatience {
+					time.Sleep(wait)
+					wait *= 4
+				}
 			}
 		}
 	}
 }
 
-// push is a favour: what goes wrong is left to the read that may follow.
-func (p *pusher) push(id union.ID, buf []byte) {
+// push is a favour: what goes wrong is left to the read that may follow. It reports false
+// when the kernel does not know the node, or not yet.
+func (p *pusher) push(id union.ID, buf []byte) bool {
 	if !p.tree.Cached(id) {
-		return
+		return true
 	}
 	n, err := p.tree.ReadAt(newCall(p.stop), id, buf, 0)
-	if err == nil && n > 0 && p.server.InodeNotifyStoreCache(uint64(id), 0, buf[:n]).Ok() {
+	if err != nil || n == 0 {
+		return true
+	}
+	status := p.server.InodeNotifyStoreCache(uint64(id), 0, buf[:n])
+	if status.Ok() {
 		p.rec.Pushed(id) // its reads will not be seen here
 	}
+	return status != gofuse.ENOENT
 }
