@@ -8,7 +8,7 @@ ROUNDS ?= 3
 PKG ?= ./...
 
 # The race detector needs cgo; the program itself never does.
-RACE = CGO_ENABLED=1 $(GO) test -race
+RACE = CGO_ENABLED=1 $(GO) test -race -timeout 30m
 
 .PHONY: all
 all: bin/layerfs ## build bin/layerfs, static
