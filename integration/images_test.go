@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"maps"
 	"net/url"
 	"os"
 	"os/exec"
@@ -26,14 +27,15 @@ func sample(t *testing.T, name string) string {
 	return filepath.Join(dir, name)
 }
 
-// unpacked is what umoci makes of an image, once for all tests.
+// unpackedTrees holds what unpacked has made.
 var unpackedTrees sync.Map
 
+// unpacked is what umoci makes of an image: unpacked once for all tests, a map for each.
 func unpacked(t *testing.T, layout string) map[string]node {
 	t.Helper()
 	needTool(t, "umoci")
 	if n, ok := unpackedTrees.Load(layout); ok {
-		return n.(map[string]node)
+		return maps.Clone(n.(map[string]node))
 	}
 	dir, err := os.MkdirTemp("", "unpacked")
 	if err != nil {
@@ -43,7 +45,7 @@ func unpacked(t *testing.T, layout string) map[string]node {
 	command(t, "umoci", "raw", "unpack", "--image", layout+":latest", filepath.Join(dir, "rootfs"))
 	n := tree(t, filepath.Join(dir, "rootfs"))
 	unpackedTrees.Store(layout, n)
-	return n
+	return maps.Clone(n)
 }
 
 // TestMountEqualsUnpack holds the mounted tree against umoci's, path by path,
