@@ -9,28 +9,18 @@ import (
 
 // squashed lists all that showed at the moment, as a list that was made above an empty
 // tree would have it: a directory, then what is in it, sorted by the bytes of the names,
-// and no whiteouts. While it is read the files of the layers are fetched, some MB ahead.
-// A root that no layer dates is not listed, unless it was changed.
-func (m *Moment) squashed(ctx context.Context) iter.Seq[*record] {
+// and no whiteouts. A root that no layer dates is not listed, unless it was changed.
+func (m *Moment) squashed() iter.Seq[*record] {
 	s := m.snapshot()
+	root := s.record(nil, "", s.rootSpot())
+	listed := root.kind == recordUpper || m.fs.tree.entry(Root).Explicit
+	if m.fs.up != nil {
+		root.kind = recordUpper // be it as it was
+	}
 	return func(yield func(*record) bool) {
-		root := s.record(nil, "", s.rootSpot())
-		listed := root.kind == recordUpper || m.fs.tree.entry(Root).Explicit
-		if m.fs.up != nil {
-			root.kind = recordUpper // be it as it was
+		if !listed || yield(root) {
+			s.each(&markedDir{}, s.rootSpot(), yield)
 		}
-		ahead := m.fs.tree.readAhead(ctx, s.lowerFiles())
-		defer ahead.stop()
-		put := func(r *record) bool {
-			if r.kind == recordLower {
-				ahead.at(ID(r.num))
-			}
-			return yield(r)
-		}
-		if listed && !put(root) {
-			return
-		}
-		s.each(&markedDir{}, s.rootSpot(), put)
 	}
 }
 
@@ -48,20 +38,35 @@ func (s *snapshot) each(dir *markedDir, d spot, yield func(*record) bool) bool {
 	return true
 }
 
-// lowerFiles are the regular files of the tree with content, in the order in which their
-// first names are listed.
-func (s *snapshot) lowerFiles() []ID {
+// fetched passes records on; while they are read, the files of the layers among them are
+// fetched, some MB ahead.
+func (f *FS) fetched(ctx context.Context, records iter.Seq[*record]) iter.Seq[*record] {
+	return func(yield func(*record) bool) {
+		ahead := f.tree.readAhead(ctx, lowerFiles(records))
+		defer ahead.stop()
+		for r := range records {
+			if r.kind == recordLower {
+				ahead.at(ID(r.num))
+			}
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// lowerFiles are the regular files of the tree with content, in the order of the first records of each.
+func lowerFiles(records iter.Seq[*record]) []ID {
 	var list []ID
 	seen := map[ID]bool{}
-	s.each(&markedDir{}, s.rootSpot(), func(r *record) bool {
-		id := ID(r.num)
-		if r.kind == recordLower && r.typ() == unix.S_IFREG && r.size > 0 && !seen[id] {
-			if r.nlink > 1 {
-				seen[id] = true
-			}
-			list = append(list, id)
+	for r := range records {
+		if r.kind != recordLower || r.typ() != unix.S_IFREG || r.size == 0 || seen[ID(r.num)] {
+			continue
 		}
-		return true
-	})
+		if r.nlink > 1 {
+			seen[ID(r.num)] = true
+		}
+		list = append(list, ID(r.num))
+	}
 	return list
 }

@@ -2,6 +2,7 @@ package union
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -56,8 +57,12 @@ func (m *Moment) WriteTar(ctx context.Context, w io.Writer, o TarOptions) (TarRe
 	}
 	leftOut := map[string]bool{}
 	check := m.fs.startCheck(o, m.since, leftOut)
-	t := &tarWriter{m: m, fs: m.fs, o: o, w: tar.NewWriter(io.MultiWriter(w, check.feed)), leftOut: leftOut, first: map[nodeKey]string{}}
+	out := bufio.NewWriterSize(io.MultiWriter(w, check.feed), tarBuffer)
+	t := &tarWriter{m: m, fs: m.fs, o: o, w: tar.NewWriter(out), leftOut: leftOut, first: map[nodeKey]string{}}
 	err := t.write(ctx)
+	if err == nil {
+		err = out.Flush()
+	}
 	changed, differs := check.finish()
 	if differs != nil && (err == nil || errors.Is(err, errNoReader)) {
 		err = fmt.Errorf("check the layer: %w", differs)
@@ -67,6 +72,10 @@ func (m *Moment) WriteTar(ctx context.Context, w io.Writer, o TarOptions) (TarRe
 	}
 	return t.result, err
 }
+
+// tarBuffer is what is handed on at a time: for every small file by itself that would wake
+// the reader of the check, and whoever reads what is written, several times.
+const tarBuffer = 256 << 10
 
 // nextTick waits until the clock that file systems take times from, which goes
 // in steps of some milliseconds, is past this moment, and returns its time: what
@@ -95,15 +104,16 @@ type tarWriter struct {
 	w       *tar.Writer
 	leftOut map[string]bool    // paths whose extended attributes the layer has not
 	first   map[nodeKey]string // where hardlinked nodes have their data
+	buf     []byte             // of body
 	result  TarResult
 }
 
 func (t *tarWriter) write(ctx context.Context) error {
 	records := t.m.records()
 	if t.o.Squash {
-		records = t.m.squashed(ctx)
+		records = t.m.squashed()
 	}
-	for r := range records {
+	for r := range t.fs.fetched(ctx, records) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -334,11 +344,20 @@ func (t *tarWriter) changed(fd int, r *record) error {
 	return nil
 }
 
-// body writes exactly size bytes. Holes are zeros that nobody reads.
+// smallFile is up to what size a file is read without a look for holes, which costs as much as to read it.
+const smallFile = 64 << 10
+
+// body writes exactly size bytes. Holes are zeros that nobody reads, but for those of small files.
 func (t *tarWriter) body(name string, c content, size int64) error {
-	buf := make([]byte, min(copyBuffer, size))
+	if int64(len(t.buf)) < min(copyBuffer, size) {
+		t.buf = make([]byte, max(smallFile, min(copyBuffer, size)))
+	}
+	buf := t.buf
 	for off := int64(0); off < size; {
-		start, end := c.nextData(off, size)
+		start, end := int64(0), size
+		if size > smallFile {
+			start, end = c.nextData(off, size)
+		}
 		if err := t.zeros(start - off); err != nil {
 			return err
 		}

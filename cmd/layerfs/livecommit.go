@@ -167,6 +167,7 @@ func (l *liveCommit) writeTar(ctx context.Context, w io.Writer) (result union.Ta
 	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
 	defer stop()
 	defer func() { _ = l.conn.Close() }()
+	buf := make([]byte, 256<<10) // each is handed to the compressor by itself
 	for {
 		var head [4]byte
 		if _, err := io.ReadFull(l.in, head[:]); err != nil {
@@ -176,7 +177,7 @@ func (l *liveCommit) writeTar(ctx context.Context, w io.Writer) (result union.Ta
 		if n == 0 {
 			break
 		}
-		if _, err := io.CopyN(w, l.in, n); err != nil {
+		if err := copyFrame(w, l.in, n, buf); err != nil {
 			return result, fmt.Errorf("take the layer from the server of the mount: %w", err)
 		}
 	}
@@ -185,4 +186,12 @@ func (l *liveCommit) writeTar(ctx context.Context, w io.Writer) (result union.Ta
 		result = *a.Result
 	}
 	return result, err
+}
+
+func copyFrame(w io.Writer, r io.Reader, n int64, buf []byte) error {
+	k, err := io.CopyBuffer(w, io.LimitReader(r, n), buf)
+	if err == nil && k < n {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
