@@ -60,6 +60,10 @@ bench: ## Go benchmarks of every package
 bench-lazy: all images ## lazy starts of every form against podman, near and far (root)
 	integration/bench/lazy.sh $(IMAGES) $(ROUNDS)
 
+.PHONY: bench-commit
+bench-commit: all ## commit and push against buildah and umoci, with a registry on loopback (root)
+	integration/bench/commit.sh $(ROUNDS)
+
 .PHONY: cover
 cover: ## test coverage by function, and coverage.html
 	$(GO) test -coverprofile coverage.out -coverpkg ./... $(PKG)
