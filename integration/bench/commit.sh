@@ -70,10 +70,10 @@ printf 'version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory:
 docker-registry serve "$work/config.yml" >/dev/null 2>&1 &
 echo $! >>"$work/pids"
 until curl -sf "http://127.0.0.1:$port/v2/" >/dev/null; do sleep 0.1; done
-"$work/proxy" -to "127.0.0.1:$port" >"$work/addresses" &
+"$work/proxy" "http://127.0.0.1:$port" >"$work/addresses" &
 echo $! >>"$work/pids"
-until [ -s "$work/addresses" ]; do sleep 0.1; done
-read -r far control <"$work/addresses"
+until [ "$(wc -l <"$work/addresses")" = 2 ]; do sleep 0.1; done
+{ read -r far; read -r control; } <"$work/addresses"
 image=$far/image:1
 
 # pieces DIR BYTES SIZE: files of SIZE with BYTES that hardly compress, as in a layer of programs.
@@ -153,31 +153,33 @@ peak() {
 
 all_of() { "base_$1" && change "$2" "$("tree_$1")" && "send_$1"; }
 
+link() { curl -sf -X PUT "$control/link?mbit=$1&rtt=$2"; }
+
 # measure CASE TOOL: appends seconds, bytes down, bytes up, kB of disk, kB of RSS.
 measure() {
     local start end requests in out watcher timed="send_$2"
-    curl -sf "$control/link?mbit=0&rtt=0s"
+    link 0 0s
     mkdir -p "$work/mnt" "$work/$2"
     : >"$work/rss"
     case $1 in
     edit) timed=all_of ;;
-    far) timed=all_of; curl -sf "$control/link?mbit=100&rtt=20ms" ;;
+    far) timed=all_of; link 100 20ms ;;
     *) "base_$2" && change "$1" "$("tree_$2")" && sync ;;
     esac
     echo 0 >"$work/peak"
     peak "$work/$2" "$work/peak" &
     watcher=$!
-    curl -sf "$control/reset"
+    curl -sf -X DELETE "$control/counters"
     start=$(date +%s.%N)
     "$timed" "$2" "$1"
     end=$(date +%s.%N)
     [ -z "${LOG:-}" ] || curl -sf "$control/log" >>"$LOG"
-    read -r requests in out < <(curl -sf "$control/counters")
+    read -r requests in out < <(curl -sf "$control/counters" | jq -r '"\(.requests) \(.received) \(.sent)"')
     sleep 0.6
     kill "$watcher" && wait "$watcher" 2>/dev/null || true
     local rss
     if [ "$2" = layerfs ]; then rss=$(rss_layerfs); else rss=$(sort -n "$work/rss" | tail -1); fi
-    echo "$(echo "$end - $start" | bc) $out $in $(cat "$work/peak") $rss $requests" >>"$work/$1.$2"
+    echo "$(echo "$end - $start" | bc) $in $out $(cat "$work/peak") $rss $requests" >>"$work/$1.$2"
     check "$1"
     "clear_$2"
 }
