@@ -42,7 +42,7 @@ type commitFlags struct {
 func setupCommit(flags *pflag.FlagSet) runFunc {
 	var c commitFlags
 	flags.StringVar(&c.compression, "compression", "gzip", "gzip, zstd, estargz, zstd:chunked or none")
-	flags.IntVar(&c.level, "level", 0, "compression level (0: the usual one)")
+	flags.IntVar(&c.level, "level", 0, "compression level (0: the usual one; of gzip 2)")
 	flags.StringArrayVar(&c.changes, "change", nil, "change the config as lines of a Dockerfile do: CMD ENTRYPOINT ENV EXPOSE HEALTHCHECK LABEL ONBUILD SHELL STOPSIGNAL USER VOLUME WORKDIR")
 	flags.StringVarP(&c.message, "message", "m", "", "comment of the history entry")
 	flags.StringVarP(&c.author, "author", "a", "", "author of the image")
@@ -194,7 +194,7 @@ func (e *env) writeLayer(ctx context.Context, write tarWriter, w io.Writer, o co
 		done <- result
 		_ = pw.CloseWithError(err)
 	}()
-	enc, err := layer.Encode(ctx, w, r, layer.Compression{Algorithm: o.compression, Level: o.level})
+	enc, err := layer.Encode(ctx, w, r, quick(layer.Compression{Algorithm: o.compression, Level: o.level}))
 	_ = r.CloseWithError(errors.Join(err, io.ErrClosedPipe)) // ends the writer, if Encode gave up
 	result := <-done
 	if err != nil {
@@ -202,6 +202,15 @@ func (e *env) writeLayer(ctx context.Context, write tarWriter, w io.Writer, o co
 	}
 	e.remark("layer: %d entries, %s of content, %s compressed", result.Entries, size(result.Bytes, false), size(enc.Descriptor.Size, false))
 	return enc.Descriptor, enc.DiffID, e.losses(result.Losses, o.allowLoss)
+}
+
+// quick gives gzip a level at which the compressor keeps up with the rest, unless one was
+// asked for: of a container's changes level 6 takes twice the time, for a tenth fewer bytes.
+func quick(c layer.Compression) layer.Compression {
+	if c.Algorithm == "gzip" && c.Level == 0 {
+		c.Level = 2
+	}
+	return c
 }
 
 // losses names what the layer does not hold. Without --allow-loss nothing is pushed then.
