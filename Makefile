@@ -60,6 +60,10 @@ bench: ## Go benchmarks of every package
 bench-lazy: all images ## lazy starts of every form against podman, near and far (root)
 	integration/bench/lazy.sh $(IMAGES) $(ROUNDS)
 
+.PHONY: bench-layer
+bench-layer: all ## one large layer mounted from nothing against tar xzf, with a registry on loopback
+	integration/bench/layer.sh $(ROUNDS)
+
 .PHONY: bench-commit
 bench-commit: all ## commit and push against buildah and umoci, with a registry on loopback (root)
 	integration/bench/commit.sh $(ROUNDS)
