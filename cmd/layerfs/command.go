@@ -31,7 +31,7 @@ func commands() []command {
 		mountCommand, umountCommand, mountsCommand,
 		diffCommand, commitCommand, copyCommand, convertCommand, indexCommand, pullCommand,
 		lsCommand, catCommand, cpCommand, statCommand, findCommand, whichCommand, inspectCommand, historyCommand,
-		timelineCommand, hashCommand, verifyCommand,
+		timelineCommand, hashCommand, auditCommand, verifyCommand,
 		cacheCommand, demoCommand, versionCommand, completionCommand(), helpCommand(),
 	}
 }
