@@ -24,8 +24,11 @@ type Options struct {
 	Records   Records           // nil: none; then Offline finds nothing in a registry
 	Logger    *slog.Logger      // nil discards
 	Transport http.RoundTripper // nil: our own over TCP and TLS, with the proxies of the environment
-	UserAgent string            // "": "layerfs"
-	TempDir   string            // for blobs of registries without ranges; "": os.TempDir()
+	// Wrap is put around Transport: what it returns sees every request as it is sent, with
+	// credentials, and every answer. nil: nothing.
+	Wrap      func(http.RoundTripper) http.RoundTripper
+	UserAgent string // "": "layerfs"
+	TempDir   string // for blobs of registries without ranges; "": os.TempDir()
 }
 
 func (o Options) logger() *slog.Logger {

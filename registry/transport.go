@@ -22,6 +22,9 @@ func newTransport(o Options) *guard {
 		g.own = defaultTransport(o)
 		g.inner = g.own
 	}
+	if o.Wrap != nil {
+		g.inner = o.Wrap(g.inner)
+	}
 	if g.userAgent == "" {
 		g.userAgent = "layerfs"
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/layerfs/layerfs/union/forensic"
 	"github.com/spf13/pflag"
 )
 
@@ -31,7 +32,7 @@ func commands() []command {
 		mountCommand, umountCommand, mountsCommand,
 		diffCommand, commitCommand, copyCommand, convertCommand, indexCommand, pullCommand,
 		lsCommand, catCommand, cpCommand, statCommand, findCommand, whichCommand, inspectCommand, historyCommand,
-		timelineCommand, hashCommand, auditCommand, verifyCommand,
+		timelineCommand, hashCommand, auditCommand, verifyCommand, evidenceCommand,
 		cacheCommand, demoCommand, versionCommand, completionCommand(), helpCommand(),
 	}
 }
@@ -43,7 +44,8 @@ type env struct {
 	stderr io.Writer
 	getenv func(string) string
 	globals
-	log *slog.Logger
+	log      *slog.Logger
+	evidence *forensic.Evidence // nil: nobody wants it
 }
 
 // main runs the program and returns the exit code.

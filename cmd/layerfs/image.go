@@ -103,11 +103,11 @@ func (im *image) openLayers(ctx context.Context, e *env, want span, progress lay
 	for i := len(descs) - 1; i >= 0; i-- {
 		im.blobs[i] = im.Blob(descs[i])
 		g.Go(func() (err error) {
-			o := layer.Options{Limits: e.limits.Limits, FindDiffID: im.findDiffID(want.from - 1 + i), Logger: e.log, ExternalTOC: tocs.fetcher(descs[i].Digest), ZTOC: zTOCs[descs[i].Digest]}
+			o := layer.Options{Limits: e.limits.Limits, FindDiffID: im.findDiffID(want.from - 1 + i), Logger: e.log, ExternalTOC: tocs.fetcher(descs[i].Digest), ZTOC: zTOCs[descs[i].Digest], Checked: e.checked(descs[i].Digest)}
 			if progress != nil {
 				o.Progress = func(p layer.Progress) { progress(i, len(descs), descs[i], p) }
 			}
-			im.layers[i], err = layer.Open(gctx, im.asIndexed(descs[i]), im.blobs[i], im.store, o)
+			im.layers[i], err = layer.Open(gctx, im.asIndexed(descs[i]), e.source(descs[i].Digest, im.blobs[i]), im.store, o)
 			if err != nil {
 				return fmt.Errorf("open layer %d of %s: %w", want.from+i, im.Ref, err)
 			}

@@ -40,8 +40,9 @@ container layer for each mountpoint, and used again at the next mount there;
 // mountFlags are the flags of mount.
 type mountFlags struct {
 	foreground, rw, ephemeral, force bool
+	forensic                         bool
 	upper, work, layers, prefetch    string
-	index                            string
+	index, evidence                  string
 	options                          []string
 }
 
@@ -56,10 +57,17 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 	flags.StringVar(&m.prefetch, "prefetch", prefetchAuto, "what to fetch before it is read, in the background: none; auto: what earlier mounts of the image read when it started; all: everything")
 	flags.StringVar(&m.index, "index", indexAuto, indexUsage)
 	flags.StringVar(&m.layers, "layers", "", "show only layer N, or M-N, counted from 1 at the base")
+	flags.BoolVar(&m.forensic, "forensic", false, "for an examination: read-only, nosuid, nodev, noexec, nosymfollow, --index tar, --prefetch none; wants --evidence")
+	flags.StringVar(&m.evidence, "evidence", "", "append a line of JSON to this file for every request, check, mount and unmount; see \"layerfs evidence\"")
 	flags.StringArrayVarP(&m.options, "options", "o", nil, "mount options: ro rw dev suid noexec noatime allow_other …")
 	return func(ctx context.Context, e *env, args []string) error {
 		if err := wantArgs("mount [flags] IMAGE DIR", args, 2, 2); err != nil {
 			return err
+		}
+		if m.forensic {
+			if err := m.examine(); err != nil {
+				return err
+			}
 		}
 		p, err := e.planMount(args[0], args[1], m)
 		if err != nil {
@@ -82,10 +90,36 @@ type mountPlan struct {
 	foreground  bool
 	prefetch    string // none, auto, all
 	index       string // auto, toc, soci, tar
+	forensic    bool
+	evidence    string // the log, "": none
+}
+
+// examine turns on all that --forensic means.
+func (m *mountFlags) examine() error {
+	switch {
+	case m.evidence == "":
+		return usageError("--forensic wants --evidence FILE, where every request and check is written down")
+	case m.rw || m.upper != "" || m.ephemeral:
+		return usageError("--forensic is read-only")
+	case m.index != indexAuto && m.index != indexTar:
+		return usageError("--forensic reads the tar itself: it does not go with --index " + m.index)
+	case m.prefetch == prefetchAll:
+		return usageError("--forensic fetches what is read and no more; \"layerfs pull\" fetches all")
+	}
+	for _, list := range m.options {
+		for _, o := range []string{"rw", "dev", "suid", "exec"} {
+			if slices.Contains(strings.Split(list, ","), o) {
+				return usageError("--forensic does not go with -o " + o)
+			}
+		}
+	}
+	m.index, m.prefetch = indexTar, prefetchNone
+	m.options = append(m.options, "ro,nosuid,nodev,noexec,nosymfollow")
+	return nil
 }
 
 func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
-	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force, prefetch: m.prefetch, index: m.index}
+	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force, prefetch: m.prefetch, index: m.index, forensic: m.forensic, evidence: m.evidence}
 	p.rw = m.rw || m.upper != "" || m.ephemeral
 	if m.prefetch != prefetchNone && m.prefetch != prefetchAuto && m.prefetch != prefetchAll {
 		return nil, usageError("--prefetch " + m.prefetch + ": want none, auto or all")

@@ -60,6 +60,11 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 	if e.getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // a server lives long and allocates little
 	}
+	stopEvidence, err := e.startEvidence(p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = stopEvidence(err) }()
 	s := &server{e: e, plan: p, begun: time.Now().UTC()}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx, ev); err != nil {
@@ -68,6 +73,9 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 	s.loadProfile()
 	if err := s.mount(); err != nil {
 		return err
+	}
+	if err := s.noteMount("mount"); err != nil {
+		return errors.Join(err, s.fuse.Unmount())
 	}
 	unlisten, err := s.listen(ctx)
 	if err != nil {
@@ -85,11 +93,14 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 	defer s.startWork(ctx)()
 	s.fuse.Wait()
 	e.log.Info("unmounted", "mountpoint", p.dir)
-	return nil
+	return s.noteMount("unmount")
 }
 
 func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
 	if s.im, err = s.e.openDeferred(ctx, s.plan.image, true); err != nil {
+		return err
+	}
+	if err := s.noteImage(); err != nil {
 		return err
 	}
 	s.im.index = s.plan.index

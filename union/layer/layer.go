@@ -85,6 +85,17 @@ type Options struct {
 	// one (eStargz with an external TOC). It is called when there is no other TOC; what it
 	// returns is held to the digest that the descriptor has. nil: there is no other image.
 	ExternalTOC func(context.Context) (io.ReadCloser, error)
+	// Checked is told whenever bytes of the blob were held against a digest, at Open and
+	// later, from any goroutine. nil: nobody wants to know.
+	Checked func(Check)
+}
+
+// A Check is bytes of a blob that were held against a digest.
+type Check struct {
+	What   string        // "blob"; "tar", that came out of it; "toc"; "range", whose digests are in the index; "cache": all was checked when it came
+	Off, N int64         // the bytes of the blob, of a range
+	Digest digest.Digest // what it was held against, where that is one
+	Err    error         // nil: it is what it should be
 }
 
 // Progress is where the opening of a layer stands.

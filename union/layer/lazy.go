@@ -236,7 +236,10 @@ func (z *lazy) run(ctx context.Context, f *fetch, put putUnit) error {
 		return err
 	}
 	defer body.Close()
-	return z.read(body, f.first, f.last, put)
+	if err = z.read(body, f.first, f.last, put); err == nil || errors.Is(err, ErrDigest) {
+		z.src.check(Check{What: "range", Off: start, N: z.endOf(f.last) - start, Err: err})
+	}
+	return err
 }
 
 // maxPreload is what is unpacked at once of the end of a blob: a few milliseconds.
@@ -251,7 +254,7 @@ func (z *lazy) preload(ctx context.Context, tail []byte, start int64) {
 	}
 	unit, _ := z.units(first)
 	off := z.unit[unit].Off
-	local := newLazy(&source{r: bytesRanger{tail, start}}, z.pack, z.pieces, z.unit)
+	local := newLazy(&source{r: bytesRanger{tail, start}, checked: z.src.checked}, z.pack, z.pieces, z.unit)
 	if n := z.pack.Size() - off; n <= maxPreload {
 		_ = z.pack.Ensure(ctx, off, n, local.fill)
 	}

@@ -26,7 +26,7 @@ import (
 // and s. The caller closes the layer before s.
 func Open(ctx context.Context, d ocispec.Descriptor, r Ranger, s *cache.Store, o Options) (*Layer, error) {
 	o.Limits = o.Limits.withDefaults()
-	op := &opening{desc: d, store: s, o: o, src: &source{r: r, size: d.Size}, log: o.Logger}
+	op := &opening{desc: d, store: s, o: o, src: &source{r: r, size: d.Size, checked: o.Checked}, log: o.Logger}
 	if op.log == nil {
 		op.log = slog.New(slog.DiscardHandler)
 	}
@@ -155,6 +155,7 @@ func (op *opening) cached(ctx context.Context) (*Layer, error) {
 	}
 	if l != nil {
 		op.report("cached", op.desc.Size)
+		op.src.check(Check{What: "cache", Digest: op.desc.Digest})
 	}
 	return l, err
 }
@@ -195,12 +196,16 @@ func (op *opening) openPack(x *index) (*cache.Pack, *lazy, error) {
 	return pack, newLazy(op.src, pack, newSections(x, units), units), nil
 }
 
-func (op *opening) checkDiffID(got digest.Digest) error {
+func (op *opening) checkDiffID(got digest.Digest) (err error) {
 	want := op.o.DiffID
-	if want != "" && want.Algorithm() == got.Algorithm() && want != got {
-		return fmt.Errorf("%w: the tar is %s, not %s", ErrDigest, got, want)
+	if want == "" || want.Algorithm() != got.Algorithm() {
+		return nil
 	}
-	return nil
+	if want != got {
+		err = fmt.Errorf("%w: the tar is %s, not %s", ErrDigest, got, want)
+	}
+	op.src.check(Check{What: "tar", Digest: want, Err: err})
+	return err
 }
 
 func (op *opening) layer(t *tree, pack *cache.Pack, z *lazy) *Layer {
@@ -224,6 +229,9 @@ func (op *opening) whole(ctx context.Context) (*Layer, error) {
 	st.progress, st.limits = op.report, op.o.Limits
 	op.report("fetching", 0)
 	t, err := st.run(ctx)
+	if err == nil || errors.Is(err, ErrDigest) {
+		op.src.check(Check{What: "blob", N: op.desc.Size, Digest: op.desc.Digest, Err: err})
+	}
 	if err != nil {
 		return nil, err
 	}

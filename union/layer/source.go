@@ -12,6 +12,13 @@ type source struct {
 	size     int64
 	fetched  atomic.Int64
 	requests atomic.Int64
+	checked  func(Check) // nil: nobody wants to know
+}
+
+func (s *source) check(c Check) {
+	if s.checked != nil {
+		s.checked(c)
+	}
 }
 
 func (s *source) open(ctx context.Context, off, n int64) (io.ReadCloser, error) {

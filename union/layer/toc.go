@@ -83,6 +83,9 @@ func (op *opening) openTOC(ctx context.Context, src tocSource) (*Layer, error) {
 		return nil, fmt.Errorf("%w: annotation: %w", errNoTOC, err)
 	}
 	found, err := src.fetch(ctx, op)
+	if err == nil || errors.Is(err, ErrDigest) {
+		op.src.check(Check{What: "toc", Digest: src.key(), Err: err})
+	}
 	if err != nil {
 		return nil, err
 	}
