@@ -46,7 +46,7 @@ Each line has the rule, the path, the layer that made it so and the build step.
 
 func (e *env) audit(ctx context.Context, im *image, o audit.Options, asJSON bool) (n int, err error) {
 	steps := im.steps()
-	result, err := audit.Run(ctx, audit.Image{Tree: im.tree, Layers: im.layers, Words: im.words()}, o, func(f audit.Finding) error {
+	result, err := audit.Run(ctx, im.audited(), o, func(f audit.Finding) error {
 		n++
 		r := findingRow{Rule: f.Rule, Path: f.Path, Layer: f.Layer + 1, State: f.State, Detail: f.Detail, Files: f.Files}
 		if f.Layer >= 0 && f.Layer < len(im.layers) {
