@@ -46,7 +46,7 @@ var mayImportInTests = map[string][]string{
 	"cmd/layerfs":           {},
 	"fuse":                  {"union/layer", "union/layer/layertest", "cache"},
 	"union":                 {"union/layer/layertest", "union/forensic", "cache"},
-	"union/forensic":        {"union/layer/layertest", "cache"},
+	"union/forensic":        {"union/layer/layertest", "union/layer/ztoc", "cache"},
 	"union/forensic/audit":  {"union/layer/layertest", "cache"},
 	"union/forensic/report": {"union/layer/layertest", "cache"},
 	"union/layer":           {"union/layer/layertest", "union/layer/layertest/suite", "union/layer/layertest/estargztest"},

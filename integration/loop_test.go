@@ -637,28 +637,43 @@ func TestForensic(t *testing.T) {
 
 // TestLyingTOC: an index that says other than the tar is found by verify --deep.
 func TestLyingTOC(t *testing.T) {
-	s := registrytest.New(registrytest.Options{})
-	t.Cleanup(s.Close)
-	im := sampleImage(t)
-	l := &im.Layers[1]
-	blob, tocDigest := forgeTOC(t, l.Blob, `"name": "data/small"`, `"name": "data/smal2"`)
-	l.Blob, l.Desc.Digest, l.Desc.Size = blob, digest.FromBytes(blob), int64(len(blob))
-	for k := range l.Desc.Annotations {
-		if strings.HasSuffix(k, "toc.digest") {
-			l.Desc.Annotations[k] = tocDigest.String()
-		}
-	}
-	z, err := gzip.NewReader(bytes.NewReader(blob))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if l.DiffID, err = digest.FromReader(z); err != nil { // a careful forger
-		t.Fatal(err)
-	}
-	s.PushImage("sample:latest", im)
-	r := newHost(t).try("verify", "--deep", s.Host()+"/sample")
-	if r.code != 6 || !strings.Contains(r.stdout, "/data/smal2: not in the tar") {
-		t.Errorf("exit %d\n%s%s", r.code, r.stdout, r.stderr)
+	for _, lie := range []struct{ name, old, replacement, says string }{
+		{"name", `"name": "data/small"`, `"name": "data/smal2"`, "/data/smal2: not in the tar"},
+		{"mode", `"mode": 420`, `"mode": 493`, "mode 100755, in the tar 100644"},
+		{"owner", `"name": "data/small",`, `"name": "data/small", "uid": 7,`, "/data/small: owner 7, in the tar 0"},
+		{"size", `"size": 6,`, `"size": 5,`, "/data/small: size 5, in the tar 6"},
+		{"device", `"devMajor": 1`, `"devMajor": 2`, "/dev/null: device"},
+		{"time", `"modtime": "2023-`, `"modtime": "2022-`, "/data/small: time"},
+	} {
+		t.Run(lie.name, func(t *testing.T) {
+			s := registrytest.New(registrytest.Options{})
+			t.Cleanup(s.Close)
+			im := sampleImage(t)
+			l := &im.Layers[1]
+			blob, tocDigest := forgeTOC(t, l.Blob, lie.old, lie.replacement)
+			l.Blob, l.Desc.Digest, l.Desc.Size = blob, digest.FromBytes(blob), int64(len(blob))
+			for k := range l.Desc.Annotations {
+				if strings.HasSuffix(k, "toc.digest") {
+					l.Desc.Annotations[k] = tocDigest.String()
+				}
+			}
+			z, err := gzip.NewReader(bytes.NewReader(blob))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if l.DiffID, err = digest.FromReader(z); err != nil { // a careful forger
+				t.Fatal(err)
+			}
+			s.PushImage("sample:latest", im)
+			h := newHost(t)
+			for range 2 { // with nothing local, and with what the first has left
+				r := h.try("verify", "--deep", s.Host()+"/sample")
+				if r.code != 6 || !strings.Contains(r.stdout, lie.says) {
+					t.Errorf("exit %d\n%s%s", r.code, r.stdout, r.stderr)
+				}
+				h.run("ls", s.Host()+"/sample")
+			}
+		})
 	}
 }
 

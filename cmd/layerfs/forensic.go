@@ -6,18 +6,14 @@ import (
 	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"path"
 	"strings"
 
-	"github.com/layerfs/layerfs/cache"
 	"github.com/layerfs/layerfs/union"
 	"github.com/layerfs/layerfs/union/forensic"
-	"github.com/layerfs/layerfs/union/layer"
 	"github.com/spf13/pflag"
 )
 
@@ -201,95 +197,4 @@ func (h *hasher) jsonLine(_ string, r fileRow, sum string) error {
 		Algorithm string `json:"algorithm,omitempty"`
 		Sum       string `json:"sum,omitempty"`
 	}{r, map[bool]string{true: h.name}[sum != ""], sum})
-}
-
-var verifyCommand = command{
-	name: "verify", args: "IMAGE", short: "Check an image: manifest, config, layers, diff IDs",
-	long: `
-Every layer is read whole from its source and checked against its digest, its
-size and its diff ID. With --deep the index of every layer (an eStargz table of
-contents, or what the cache holds) is then held against the tar itself: names,
-attributes and content. Exit code 6: something does not match.`,
-	setup: func(flags *pflag.FlagSet) runFunc {
-		deep := flags.Bool("deep", false, "also compare every layer's index with its tar")
-		return func(ctx context.Context, e *env, args []string) error {
-			if err := wantArgs("verify [flags] IMAGE", args, 1, 1); err != nil {
-				return err
-			}
-			return e.verify(ctx, args[0], *deep)
-		}
-	},
-}
-
-func (e *env) verify(ctx context.Context, ref string, deep bool) error {
-	im, err := e.openManifest(ctx, ref) // checks manifest and config
-	if err != nil {
-		return err
-	}
-	defer im.Close()
-	fmt.Fprintf(e.stdout, "ok       manifest %s\nok       config   %s\n", im.Desc.Digest, im.Manifest.Config.Digest)
-	bad := 0
-	for i := range im.Manifest.Layers {
-		faults, err := e.verifyLayer(ctx, im, i, deep)
-		if err != nil {
-			return err
-		}
-		for _, f := range faults {
-			fmt.Fprintf(e.stdout, "MISMATCH layer %d  %s\n", i+1, safe(f))
-		}
-		if bad += len(faults); len(faults) == 0 {
-			fmt.Fprintf(e.stdout, "ok       layer %d  %s\n", i+1, im.Manifest.Layers[i].Digest)
-		}
-	}
-	if bad > 0 {
-		return &exitError{exitIntegrity, fmt.Errorf("verify %s: %d mismatches", ref, bad)}
-	}
-	return nil
-}
-
-// verifyLayer reads a layer from its source, as a plain tar whatever index it has.
-// It needs room for the layer, for as long as that takes.
-func (e *env) verifyLayer(ctx context.Context, im *image, i int, deep bool) (faults []string, err error) {
-	scratch, err := os.MkdirTemp(e.root, "verify-")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
-	store, err := cache.Open(scratch, cache.Options{Logger: e.log})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	d := im.Manifest.Layers[i]
-	o := layer.Options{Limits: e.limits.Limits, DiffID: im.diffID(i), Logger: e.log, Whole: true}
-	tar, err := layer.Open(ctx, d, im.Blob(d), store, o)
-	if errors.Is(err, layer.ErrDigest) || errors.Is(err, layer.ErrFormat) {
-		return []string{err.Error()}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, tar.Close()) }()
-	if !deep {
-		return nil, nil
-	}
-	return e.compareIndex(ctx, im, i, tar)
-}
-
-func (e *env) compareIndex(ctx context.Context, im *image, i int, tar *layer.Layer) ([]string, error) {
-	d := im.Manifest.Layers[i]
-	index, err := layer.Open(ctx, d, im.Blob(d), im.store, layer.Options{Limits: e.limits.Limits, DiffID: im.diffID(i), Logger: e.log})
-	if errors.Is(err, layer.ErrDigest) || errors.Is(err, layer.ErrFormat) {
-		return []string{err.Error()}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = index.Close() }()
-	list, err := forensic.Compare(ctx, index, tar)
-	var faults []string
-	for _, f := range list {
-		faults = append(faults, f.Path+": "+f.What)
-	}
-	return faults, err
 }
