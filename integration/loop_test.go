@@ -45,8 +45,14 @@ func sampleRegistry(t *testing.T) *registrytest.Server {
 
 func sampleImage(t *testing.T) registrytest.Image {
 	t.Helper()
+	return imageOfTexts(t, sampleLayers...)
+}
+
+// imageOfTexts makes an image of text archives: the first layer is gzip, the next eStargz, then zstd:chunked.
+func imageOfTexts(t *testing.T, texts ...string) registrytest.Image {
+	t.Helper()
 	var im registrytest.Image
-	for i, text := range sampleLayers {
+	for i, text := range texts {
 		algorithm := []string{"gzip", "estargz", "zstd:chunked"}[i]
 		var blob bytes.Buffer
 		enc, err := layer.Encode(context.Background(), &blob, bytes.NewReader(layertest.Tar(text)), layer.Compression{Algorithm: algorithm})

@@ -108,7 +108,11 @@ func message(err error) string {
 	return text
 }
 
-// notInImage is a path that an image does not have.
-func notInImage(path string, err error) error {
-	return &exitError{exitNotFound, &fs.PathError{Op: "find", Path: path, Err: err}}
+// notInImage is a path that an image does not have. The hint says what to do; "" says nothing.
+func notInImage(path string, err error, hint string) error {
+	err = &fs.PathError{Op: "find", Path: path, Err: err}
+	if hint != "" {
+		err = fmt.Errorf("%w; %s", err, hint)
+	}
+	return &exitError{exitNotFound, err}
 }

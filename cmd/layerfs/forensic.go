@@ -67,11 +67,16 @@ var hashCommand = command{
 	name: "hash", args: "IMAGE", short: "Print the checksums of all files of an image",
 	long: `
 The names are relative to the root, so that "sha256sum -c" and "hashdeep -a"
-can be run in a mount of the image, and "mtree -p MOUNT" against it.`,
+can be run in a mount of the image, and "mtree -p MOUNT" against it.
+
+--match prints only the files whose checksum stands in a list of known ones: lines of
+sha256sum, md5sum or hashdeep, CSV as of the NSRL, or bare checksums; those of the length
+of the algorithm are taken. Exit code 10: there are such files.`,
 	setup: func(flags *pflag.FlagSet) runFunc {
 		format := flags.String("format", "sha256sum", "sha256sum, hashdeep, mtree or jsonl")
 		useMD5 := flags.Bool("md5", false, "MD5 in place of SHA-256")
 		useSHA1 := flags.Bool("sha1", false, "SHA-1 in place of SHA-256")
+		match := flags.String("match", "", "print only files whose checksum this list has")
 		return func(ctx context.Context, e *env, args []string) error {
 			if err := wantArgs("hash [flags] IMAGE", args, 1, 1); err != nil {
 				return err
@@ -88,6 +93,9 @@ can be run in a mount of the image, and "mtree -p MOUNT" against it.`,
 			if h.line = h.formats()[*format]; h.line == nil {
 				return usageError("--format " + *format + ": want sha256sum, hashdeep, mtree or jsonl")
 			}
+			if *match != "" {
+				return e.match(ctx, args[0], h, *format, *match)
+			}
 			return e.withImage(ctx, args[0], func(im *image) error { return h.run(ctx, im, *format) })
 		}
 	},
@@ -100,6 +108,9 @@ type hasher struct {
 	make func() hash.Hash
 	sums map[union.ID]string // of hardlinked files
 	line func(p string, r fileRow, sum string) error
+
+	known   map[string]bool // checksums of the files to print; nil: all
+	matches int
 }
 
 func (h *hasher) formats() map[string]func(p string, r fileRow, sum string) error {
@@ -129,8 +140,14 @@ func (h *hasher) node(ctx context.Context, im *image, p string, id union.ID) err
 			h.sums[id] = sum
 		}
 	}
-	if err := h.line(p, r, sum); err != nil || r.Type != "dir" {
-		return err
+	if h.known == nil || h.known[sum] {
+		h.matches++
+		if err := h.line(p, r, sum); err != nil {
+			return err
+		}
+	}
+	if r.Type != "dir" {
+		return nil
 	}
 	for name, child := range im.tree.Children(id) {
 		if err := h.node(ctx, im, path.Join(p, name), child); err != nil {

@@ -26,6 +26,9 @@ type image struct {
 	blobs  []*registry.Blob
 	tree   *union.Tree
 	index  string // where the layers' indexes may come from; "": indexAuto
+
+	first int    // of layers in the image, from 0
+	whole *image // that this is a layer of; nil: it is whole
 }
 
 // openManifest opens an image without its layers.

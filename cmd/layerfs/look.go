@@ -36,25 +36,27 @@ func (im *image) find(p string, follow bool) (union.ID, error) {
 	}
 	id, err := resolve(p)
 	if err == nil || follow {
-		return id, wrapNotFound(p, err)
+		return id, im.notFound(p, err)
 	}
 	// A symlink on the way is followed; the last name is not.
 	dir, err := im.tree.ResolveFollow(path.Dir("/" + p))
 	if err != nil {
-		return 0, notInImage(p, err)
+		return 0, im.notFound(p, err)
 	}
 	id, ok := im.tree.Lookup(dir, path.Base("/"+p))
 	if !ok {
-		return 0, notInImage(p, unix.ENOENT)
+		return 0, im.notFound(p, unix.ENOENT)
 	}
 	return id, nil
 }
 
-func wrapNotFound(p string, err error) error {
-	if err != nil {
-		return notInImage(p, err)
+// notFound is the error of a path that the image, or the layer that is looked at, does not
+// have; nil stays nil.
+func (im *image) notFound(p string, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return notInImage(p, err, im.hint(p))
 }
 
 // A fileRow is a file as the listings print it.
@@ -74,6 +76,8 @@ type fileRow struct {
 	Layer  int       `json:"layer"` // from 1 at the base
 	Digest string    `json:"layer_digest,omitempty"`
 	Xattrs []string  `json:"xattrs,omitempty"`
+
+	Deleted int `json:"deleted_by_layer,omitempty"` // from 1; of what the image does not show
 
 	bits uint32
 }
@@ -98,7 +102,7 @@ func (im *image) row(p string, id union.ID) fileRow {
 		r.Xattrs = append(r.Xattrs, x.Name)
 	}
 	if l, _ := im.tree.Origin(id); l >= 0 {
-		r.Layer, r.Digest = l+1, string(im.layers[l].Digest())
+		r.Layer, r.Digest = im.first+l+1, string(im.layers[l].Digest())
 	}
 	return r
 }
@@ -114,7 +118,7 @@ var typeLetters = map[uint32]byte{
 
 // listFlags are what the listings have in common.
 type listFlags struct {
-	long, json, bytes, null, recursive, self bool
+	long, json, bytes, null, recursive, self, deleted bool
 }
 
 func (f *listFlags) declare(flags *pflag.FlagSet) {
@@ -122,6 +126,10 @@ func (f *listFlags) declare(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.json, "json", false, "one JSON document a line")
 	flags.BoolVar(&f.bytes, "bytes", false, "exact sizes")
 	flags.BoolVarP(&f.null, "null", "0", false, "raw names, each ended by a NUL")
+}
+
+func deletedFlag(f *listFlags, flags *pflag.FlagSet) {
+	flags.BoolVar(&f.deleted, "deleted", false, "what layers had and the image does not show any more")
 }
 
 func (f *listFlags) print(w io.Writer, r fileRow) (err error) {
@@ -141,6 +149,9 @@ func (f *listFlags) print(w io.Writer, r fileRow) (err error) {
 	}
 	if r.Type == "symlink" {
 		arrow = " -> " + safe(r.Target)
+	}
+	if r.Deleted > 0 {
+		arrow += fmt.Sprintf("  [deleted by layer %d]", r.Deleted)
 	}
 	_, err = fmt.Fprintf(w, "%s %3d %5d %5d %9s %s layer %d  %s%s\n", modeString(r.bits), r.Links, r.UID, r.GID, what, localTime(r.Mtime), r.Layer, safe(r.Path), arrow)
 	return err
@@ -177,6 +188,7 @@ func listingCommand(name, short string, set func(*listFlags, *pflag.FlagSet)) co
 		var f listFlags
 		f.declare(flags)
 		set(&f, flags)
+		only := layerFlag(flags)
 		return func(ctx context.Context, e *env, args []string) error {
 			if err := wantArgs(name+" [flags] IMAGE [PATH…]", args, 1, -1); err != nil {
 				return err
@@ -184,10 +196,17 @@ func listingCommand(name, short string, set func(*listFlags, *pflag.FlagSet)) co
 			if len(args) == 1 {
 				args = append(args, "/")
 			}
-			return e.withImage(ctx, args[0], func(im *image) error {
+			if *only > 0 && f.deleted {
+				return usageError("--layer looks at one layer, --deleted at all of them")
+			}
+			return e.withView(ctx, args[0], *only, func(im *image) error {
+				list := im.list
+				if f.deleted {
+					list = im.listDeleted
+				}
 				var errs []error
 				for _, p := range args[1:] {
-					errs = append(errs, im.list(e.stdout, p, &f))
+					errs = append(errs, list(e.stdout, p, &f))
 				}
 				return errors.Join(errs...)
 			})
@@ -198,24 +217,27 @@ func listingCommand(name, short string, set func(*listFlags, *pflag.FlagSet)) co
 var (
 	lsCommand = listingCommand("ls", "List files of an image", func(f *listFlags, flags *pflag.FlagSet) {
 		flags.BoolVarP(&f.recursive, "recursive", "R", false, "all below too")
+		deletedFlag(f, flags)
 		flags.BoolVarP(&f.self, "directory", "d", false, "directories themselves, not what is in them")
 	})
 	statCommand = listingCommand("stat", "Say what an image knows of a file", func(f *listFlags, _ *pflag.FlagSet) {
 		f.long, f.self = true, true
 	})
-	findCommand = listingCommand("find", "List all files below a path of an image", func(f *listFlags, _ *pflag.FlagSet) {
+	findCommand = listingCommand("find", "List all files below a path of an image", func(f *listFlags, flags *pflag.FlagSet) {
 		f.recursive, f.self = true, true
+		deletedFlag(f, flags)
 	})
 )
 
 var catCommand = command{
 	name: "cat", args: "IMAGE PATH…", short: "Print files of an image",
-	setup: func(*pflag.FlagSet) runFunc {
+	setup: func(flags *pflag.FlagSet) runFunc {
+		only := layerFlag(flags)
 		return func(ctx context.Context, e *env, args []string) error {
-			if err := wantArgs("cat IMAGE PATH…", args, 2, -1); err != nil {
+			if err := wantArgs("cat [flags] IMAGE PATH…", args, 2, -1); err != nil {
 				return err
 			}
-			return e.withImage(ctx, args[0], func(im *image) error {
+			return e.withView(ctx, args[0], *only, func(im *image) error {
 				for _, p := range args[1:] {
 					id, err := im.find(p, true)
 					if err == nil {
@@ -286,7 +308,7 @@ type whichRow struct {
 func (im *image) which(w io.Writer, p string, asJSON, exact bool) error {
 	versions := union.Versions(im.layers, p)
 	if len(versions) == 0 {
-		return notInImage(p, unix.ENOENT)
+		return notInImage(p, unix.ENOENT, "")
 	}
 	steps := im.steps()
 	state := "not shown"
@@ -330,6 +352,7 @@ kept, for root owners, devices and extended attributes too. Nothing that is
 there already is overwritten unless --force is given.`,
 	setup: func(flags *pflag.FlagSet) runFunc {
 		force := flags.Bool("force", false, "replace files that are there")
+		only := layerFlag(flags)
 		return func(ctx context.Context, e *env, args []string) error {
 			if err := wantArgs("cp [flags] IMAGE PATH… DEST", args, 3, -1); err != nil {
 				return err
@@ -339,7 +362,7 @@ there already is overwritten unless --force is given.`,
 			if len(paths) > 1 && !isDir(dest) {
 				return usageError(dest + " is no directory; several files want one")
 			}
-			return e.withImage(ctx, args[0], func(im *image) error {
+			return e.withView(ctx, args[0], *only, func(im *image) error {
 				x := &extractor{im: im, force: *force, log: e.log, root: os.Geteuid() == 0, links: map[union.ID]string{}}
 				for _, p := range paths {
 					if err := x.copy(ctx, p, dest); err != nil {
