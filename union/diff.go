@@ -158,7 +158,7 @@ func (d *differ) sameNode(a, b spot) bool {
 	if la < 0 || lb < 0 {
 		return la == lb
 	}
-	return ea == eb && d.a.fs.tree.layers[la].Digest() == d.b.fs.tree.layers[lb].Digest()
+	return ea == eb && d.a.fs.tree.layers[la].Same(d.b.fs.tree.layers[lb])
 }
 
 func (d *differ) isLinked(a, b spot) bool {

@@ -36,6 +36,7 @@ func Merge(ctx context.Context, layers []*layer.Layer) (*Tree, error) {
 		}
 	}
 	m.tree.finish()
+	m.tree.defects = append(m.tree.defects, m.view.defects...)
 	return m.tree, nil
 }
 
@@ -121,12 +122,13 @@ func (m *merger) childNode(dir ID, dirent uint32, from []source) ID {
 
 // A view answers what several layers together show. It holds what the layers themselves do not resolve: links into the layers below.
 type view struct {
-	layers  []*layer.Layer
-	links   []map[linkName]string // of every layer: name → target
-	byDir   []map[layer.ID][]string
-	foreign bool // there are links between layers
-	broken  map[source]map[string]bool
-	defects []layer.Defect
+	layers    []*layer.Layer
+	links     []map[linkName]string // of every layer: name → target
+	byDir     []map[layer.ID][]string
+	foreign   bool // there are links between layers
+	redirects int  // followed so far
+	broken    map[source]map[string]bool
+	defects   []layer.Defect
 }
 
 type linkName struct {
@@ -176,11 +178,11 @@ func (v *view) children(dirs []source) []child {
 	byName := map[string]*child{}
 	for _, d := range dirs {
 		for name, id := range v.layers[d.layer].Children(d.entry) {
-			v.add(byName, name, source{d.layer, id})
+			v.add(byName, name, source{d.layer, id}, dirs)
 		}
 		for _, name := range v.byDir[d.layer][d.entry] {
 			if s, ok := v.follow(d, name); ok {
-				v.add(byName, name, s)
+				v.add(byName, name, s, dirs)
 			}
 		}
 		for name := range v.layers[d.layer].Whiteouts(d.entry) {
@@ -198,16 +200,17 @@ func (v *view) children(dirs []source) []child {
 }
 
 // add takes up what one layer has under a name; the layers come from the top.
-func (v *view) add(byName map[string]*child, name string, s source) {
+func (v *view) add(byName map[string]*child, name string, s source, dirs []source) {
 	c := byName[name]
 	if c == nil {
 		c = &child{name: name}
 		byName[name] = c
 	}
-	v.grow(c, s)
+	v.grow(c, s, dirs)
 }
 
-func (v *view) grow(c *child, s source) {
+// grow takes up s, which one of dirs has under the name of c.
+func (v *view) grow(c *child, s source, dirs []source) {
 	if c.closed {
 		return
 	}
@@ -217,6 +220,10 @@ func (v *view) grow(c *child, s source) {
 		c.from = append(c.from, s)
 	}
 	c.closed = !dir || e.Opaque
+	if dir && !c.closed && e.Redirect != "" {
+		c.from = append(c.from, v.redirected(s, e.Redirect, dirs)...)
+		c.closed = true
+	}
 }
 
 func (v *view) hide(byName map[string]*child, name string) {
@@ -232,10 +239,10 @@ func (v *view) step(dirs []source, name string) []source {
 	c := child{name: name}
 	for _, d := range dirs {
 		if id, ok := v.layers[d.layer].Lookup(d.entry, name); ok {
-			v.grow(&c, source{d.layer, id})
+			v.grow(&c, source{d.layer, id}, dirs)
 		} else if _, ok := v.links[d.layer][linkName{d.entry, name}]; ok {
 			if s, ok := v.follow(d, name); ok {
-				v.grow(&c, s)
+				v.grow(&c, s, dirs)
 			}
 		}
 		if c.closed || v.whiteout(d, name) {

@@ -56,7 +56,7 @@ func touches(a, b *snapshot) *touch {
 // commonLayers is how many layers from the base on are the same.
 func commonLayers(a, b []*layer.Layer) int {
 	n := 0
-	for n < min(len(a), len(b)) && a[n].Digest() == b[n].Digest() {
+	for n < min(len(a), len(b)) && a[n].Same(b[n]) {
 		n++
 	}
 	return n

@@ -54,7 +54,7 @@ type treeName struct {
 func newTree(layers []*layer.Layer) *Tree {
 	var digests []digest.Digest
 	for _, l := range layers {
-		digests = append(digests, l.Digest())
+		digests = append(digests, l.Identity())
 	}
 	return &Tree{layers: layers, links: map[ID][]treeName{}, digest: DigestOf(digests)}
 }

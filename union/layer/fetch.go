@@ -22,6 +22,9 @@ const fetchStep = 16 << 20
 // request after the other, as a sequential reader would: holes that lie close
 // together come with one request.
 func (l *Layer) Fetch(ctx context.Context) error {
+	if l.lazy == nil {
+		return nil
+	}
 	return l.fetch(ctx, l.pack.Size())
 }
 
@@ -47,9 +50,6 @@ func (l *Layer) Landmark() (end int64, ok bool) { return l.prefix, l.prefix > 0 
 
 // fetch brings the first size bytes of the pack into the cache.
 func (l *Layer) fetch(ctx context.Context, size int64) error {
-	if l.lazy == nil {
-		return nil
-	}
 	for run, ok := l.hole(0, size); ok; run, ok = l.hole(run.Off+run.N, size) {
 		if err := l.FetchRun(ctx, run); err != nil {
 			return err
@@ -78,6 +78,9 @@ func (l *Layer) hole(off, size int64) (run Range, ok bool) {
 
 // Cached tells whether all of a regular file is in the cache.
 func (l *Layer) Cached(id ID) bool {
+	if l.dir != nil {
+		return !l.closed.Load()
+	}
 	for _, x := range l.tree.fileExtents(id) {
 		if !l.pack.Has(x.at, x.n) {
 			return false
@@ -196,4 +199,9 @@ func (l *Layer) FetchRun(ctx context.Context, r Range) error {
 }
 
 // Present tells how many bytes of a layer's content are in the cache, of how many.
-func (l *Layer) Present() (have, total int64) { return l.pack.Present(), l.pack.Size() }
+func (l *Layer) Present() (have, total int64) {
+	if l.dir != nil {
+		return l.dir.size, l.dir.size
+	}
+	return l.pack.Present(), l.pack.Size()
+}

@@ -44,6 +44,8 @@ func (f *finisher) place(i int32) {
 	switch in.mode & modeFormat {
 	case modeLink:
 		in.size, in.link = int64(len(n.target)), f.name(n.target)
+	case modeDir:
+		in.link = f.name(n.target)
 	case modeReg:
 		in.data = span{uint32(len(f.t.extents)), uint32(len(n.extents))}
 		f.t.extents = append(f.t.extents, n.extents...)

@@ -45,6 +45,7 @@ type Entry struct {
 	Link     string // of symlinks: the target, as it stands in the archive
 	Explicit bool   // false: a parent directory that the archive only implies
 	Opaque   bool   // of directories: the layers below are hidden here
+	Redirect string // of directories: where the layers below have it, from the root with a slash in front, or beside it; "" is here
 	Xattrs   []Xattr
 }
 

@@ -21,16 +21,18 @@ import (
 type Layer struct {
 	digest digest.Digest
 	tree   *tree
-	pack   *cache.Pack
-	lazy   *lazy  // nil: the pack is complete, and what the disk damages is lost
-	kind   string // where the tree came from: Status.Index
+	pack   *cache.Pack // nil: dir
+	dir    *dirData    // of an unpacked layer; nil: pack
+	lazy   *lazy       // nil: the pack is complete, and what the disk damages is lost
+	kind   string      // where the tree came from: Status.Index
 	src    *source
 	why    string // when not lazy: why
 	prefix int64  // see Landmark
 	closed atomic.Bool
 }
 
-// Digest returns the digest of the blob.
+// Digest returns the digest of the blob; of an unpacked layer what it is called by, which
+// says nothing about its bytes (see Same and Identity).
 func (l *Layer) Digest() digest.Digest { return l.digest }
 
 // Len returns the number of entries (inodes); their IDs are 0 … Len-1.
@@ -88,6 +90,9 @@ func (l *Layer) ReadAt(ctx context.Context, id ID, p []byte, off int64) (int, er
 
 // fill reads all of p, which lies in the file.
 func (l *Layer) fill(ctx context.Context, id ID, p []byte, off int64) error {
+	if l.dir != nil {
+		return l.dir.readAt(ctx, id, p, off)
+	}
 	for len(p) > 0 {
 		start, _ := l.tree.nextData(id, off)
 		hole := min(start-off, int64(len(p)))
@@ -150,7 +155,7 @@ func (l *Layer) readPack(ctx context.Context, p []byte, at int64) error {
 // Status says how the layer is read and what it has cost so far.
 func (l *Layer) Status() Status {
 	s := Status{
-		Lazy: l.lazy != nil && l.why == "", Index: l.kind, Why: l.why, Total: l.src.size, Complete: l.pack.IsComplete(),
+		Lazy: l.lazy != nil && l.why == "", Index: l.kind, Why: l.why, Total: l.src.size, Complete: l.dir != nil || l.pack.IsComplete(),
 		Fetched: l.src.fetched.Load(), Requests: l.src.requests.Load(),
 	}
 	return s
@@ -161,6 +166,9 @@ func (l *Layer) Status() Status {
 func (l *Layer) Close() error {
 	if l.closed.Swap(true) {
 		return nil
+	}
+	if l.dir != nil {
+		return l.dir.close()
 	}
 	return l.pack.Close()
 }

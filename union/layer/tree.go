@@ -28,7 +28,7 @@ type inode struct {
 	size, sec             int64
 	nsec                  uint32
 	flags                 inodeFlags
-	link                  span // of symlinks: in names
+	link                  span // of symlinks the target, of directories the redirect: in names
 	xattrs                span // in xattrs
 	data                  span // of directories in dirents, of files in extents
 }
@@ -63,6 +63,9 @@ func (t *tree) entry(id ID) Entry {
 	e := Entry{
 		Mode: n.mode, UID: n.uid, GID: n.gid, Rdev: n.rdev, Nlink: n.nlink, Size: n.size, Sec: n.sec, Nsec: n.nsec,
 		Link: t.name(n.link), Explicit: n.flags&explicit != 0, Opaque: n.flags&opaque != 0,
+	}
+	if n.mode&modeFormat == modeDir {
+		e.Link, e.Redirect = "", e.Link
 	}
 	if n.xattrs.n > 0 {
 		e.Xattrs = t.xattrs[n.xattrs.at:n.xattrs.end():n.xattrs.end()]
