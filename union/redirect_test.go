@@ -34,7 +34,7 @@ func dirLayer(t *testing.T, names ...string) *layer.Layer {
 	}
 	dir, err := os.Open(root)
 	check(t, err)
-	l, err := layer.OpenDir(ctx, dir, layer.DirOptions{Marks: layer.UserMarks})
+	l, err := layer.OpenDir(ctx, dir, layer.DirOptions{})
 	check(t, err)
 	t.Cleanup(func() { check(t, l.Close()) })
 	return l

@@ -32,10 +32,34 @@ func Compare(ctx context.Context, index, tar *layer.Layer) ([]Difference, error)
 	return c.list, nil
 }
 
+// EntryOptions of CompareEntries.
+type EntryOptions struct {
+	Owners bool // owners count too; not where a user namespace has shifted them
+}
+
+// CompareEntries holds an unpacked layer against the entries of its tar: names, attributes
+// and whiteouts, no content. What the tar does not say is no difference: the attributes
+// of directories that it only implies, and the labels of SELinux, which belong to the machine.
+func CompareEntries(ctx context.Context, dir, tar *layer.Layer, o EntryOptions) ([]Difference, error) {
+	c := &comparison{a: dir, b: tar, unpacked: true, noContent: true, owners: o.Owners}
+	err := c.dir(ctx, "", layer.Root, layer.Root)
+	return c.list, err
+}
+
+// CompareUnpacked is CompareEntries with the content of every file.
+func CompareUnpacked(ctx context.Context, dir, tar *layer.Layer, o EntryOptions) ([]Difference, error) {
+	c := &comparison{a: dir, b: tar, unpacked: true, owners: o.Owners, links: map[layer.ID]layer.ID{}}
+	err := c.dir(ctx, "", layer.Root, layer.Root)
+	return c.list, err
+}
+
 type comparison struct {
-	a, b  *layer.Layer
-	links map[layer.ID]layer.ID // of files with several names: what each is in the other
-	list  []Difference
+	a, b      *layer.Layer
+	unpacked  bool // a is a directory: see CompareEntries
+	noContent bool
+	owners    bool                  // with unpacked
+	links     map[layer.ID]layer.ID // of files with several names: what each is in the other
+	list      []Difference
 }
 
 func (c *comparison) differ(path, format string, args ...any) {
@@ -66,6 +90,9 @@ func (c *comparison) dir(ctx context.Context, path string, a, b layer.ID) error 
 
 func (c *comparison) entry(ctx context.Context, path string, a, b layer.ID) error {
 	x, y := c.a.Entry(a), c.b.Entry(b)
+	if c.unpacked {
+		x = c.likeTar(x, y)
+	}
 	for _, f := range []struct {
 		what string
 		a, b any
@@ -86,10 +113,26 @@ func (c *comparison) entry(ctx context.Context, path string, a, b layer.ID) erro
 		return nil
 	case x.Mode&syscall.S_IFMT == syscall.S_IFDIR:
 		return c.dir(ctx, path, a, b)
+	case c.noContent:
+		return nil
 	case x.Mode&syscall.S_IFMT == syscall.S_IFREG && x.Size == y.Size:
 		return c.file(ctx, path, a, b, x.Size)
 	}
 	return nil
+}
+
+// likeTar takes from y, of the tar, what is not to be compared in x, of a directory.
+func (c *comparison) likeTar(x, y layer.Entry) layer.Entry {
+	if !c.owners {
+		x.UID, x.GID = y.UID, y.GID
+	}
+	if !y.Explicit {
+		return y
+	}
+	x.Xattrs = slices.DeleteFunc(slices.Clone(x.Xattrs), func(a layer.Xattr) bool {
+		return a.Name == "security.selinux" && !slices.ContainsFunc(y.Xattrs, func(b layer.Xattr) bool { return b.Name == a.Name })
+	})
+	return x
 }
 
 // file compares content, once for each file with several names.

@@ -11,22 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Marks are the namespaces of extended attributes that say in an unpacked layer which
-// directories are opaque. Only the one that the store's overlay mounts used may count: what
-// a container set in the other was an ordinary attribute to it, and must hide nothing now.
-type Marks int
-
-// The values of Marks.
-const (
-	AnyMarks     Marks = iota // both: nobody knows who unpacked the layer
-	TrustedMarks              // trusted.overlay.*: overlayfs mounted by root
-	UserMarks                 // user.overlay.*: overlayfs mounted with userxattr, in a user namespace
-)
-
 // DirOptions of OpenDir. The zero value is usable.
 type DirOptions struct {
 	Digest digest.Digest // what the layer is called: its diff ID, where that is known; "" is the fingerprint
-	Marks  Marks
+	// TrustedOnly: the store's overlay mounts were root's, which mark opaque directories in
+	// trusted.overlay.*. What a container set in user.overlay.* was an ordinary attribute to
+	// them, and must hide nothing now. Otherwise both count, and fuse-overlayfs's own.
+	TrustedOnly bool
 	// DotWh makes files called .wh.NAME whiteouts, as fuse-overlayfs and unpackers without
 	// privileges leave them; otherwise they are files like any other, as they are to overlayfs.
 	DotWh bool
@@ -56,11 +47,11 @@ func OpenDir(ctx context.Context, dir *os.File, o DirOptions) (*Layer, error) {
 		_ = dir.Close()
 		return nil, fmt.Errorf("open layer %s: %w", dir.Name(), err)
 	}
-	d := &dirData{dir: dir, files: s.files, below: o.Below, size: s.size, print: s.fingerprint(), root: s.root, opaque: s.opaque}
+	d := &dirData{dir: dir, files: s.files, below: o.Below, size: s.size, print: s.fingerprint(), root: s.root, marked: s.marked}
 	if o.Digest == "" {
 		o.Digest = d.print
 	}
-	return &Layer{digest: o.Digest, tree: t, dir: d, kind: "dir", src: &source{size: d.size}}, nil
+	return &Layer{digest: o.Digest, tree: t, dir: d, kind: "dir", why: "a directory on disk", src: &source{size: d.size}}, nil
 }
 
 // dirData is the content of an unpacked layer.
@@ -71,7 +62,7 @@ type dirData struct {
 	size   int64         // of all files
 	print  digest.Digest // of all metadata
 	root   fileID
-	opaque bool // attributes made directories opaque
+	marked bool // overlayfs's attributes were found
 	closes sync.Once
 }
 
@@ -181,6 +172,6 @@ func (l *Layer) Identity() digest.Digest {
 	return l.digest
 }
 
-// HasOpaque tells of a layer that is a directory whether attributes were found that make
-// directories opaque.
-func (l *Layer) HasOpaque() bool { return l.dir != nil && l.dir.opaque }
+// HasMarks tells of a layer that is a directory whether attributes of overlayfs were found,
+// so that they can be read: a copy may have lost them, and some are for root alone.
+func (l *Layer) HasMarks() bool { return l.dir != nil && l.dir.marked }

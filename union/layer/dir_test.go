@@ -126,13 +126,13 @@ func TestOpenDir(t *testing.T) {
 		{"dot wh counts", []string{"dir a", "file a/.wh.x", "file .wh..wh..opq", "file a/.wh..wh..opq", "dir .wh..wh.plnk", "file .wh..wh.aufs"}, layer.DirOptions{DotWh: true},
 			[]string{".wh..wh.plnk/", "a/ opaque", "a/x whiteout"}},
 		{"dot wh is a name", []string{"file .wh.x hidden"}, layer.DirOptions{}, []string{".wh.x 1 \"hidden\""}},
-		{"user marks", []string{"dir a", "xattr a user.overlay.opaque y", "dir b", "xattr b user.overlay.opaque x", "file b/w", "xattr b/w user.overlay.whiteout y"}, layer.DirOptions{Marks: layer.UserMarks},
+		{"user marks", []string{"dir a", "xattr a user.overlay.opaque y", "dir b", "xattr b user.overlay.opaque x", "file b/w", "xattr b/w user.overlay.whiteout y"}, layer.DirOptions{},
 			[]string{"a/ opaque", "b/", "b/w whiteout"}},
-		{"fuse-overlayfs", []string{"dir a", "xattr a user.fuseoverlayfs.opaque y"}, layer.DirOptions{Marks: layer.UserMarks}, []string{"a/ opaque"}},
-		{"marks of a container hide nothing", []string{"dir a", "xattr a user.overlay.opaque y"}, layer.DirOptions{Marks: layer.TrustedMarks}, []string{"a/ user.overlay.opaque=y"}},
+		{"fuse-overlayfs", []string{"dir a", "xattr a user.fuseoverlayfs.opaque y"}, layer.DirOptions{}, []string{"a/ opaque"}},
+		{"marks of a container hide nothing", []string{"dir a", "xattr a user.overlay.opaque y"}, layer.DirOptions{TrustedOnly: true}, []string{"a/ user.overlay.opaque=y"}},
 		{"trusted marks", []string{"dir a", "xattr a trusted.overlay.opaque y", "xattr a user.k v"}, layer.DirOptions{}, []string{"a/ opaque user.k=v"}},
-		{"escaped", []string{"dir a", "xattr a user.overlay.overlay.opaque y"}, layer.DirOptions{Marks: layer.UserMarks}, []string{"a/ user.overlay.opaque=y"}},
-		{"redirect", []string{"dir a", "xattr a user.overlay.redirect /old/a"}, layer.DirOptions{Marks: layer.UserMarks}, []string{"a/ redirect=/old/a"}},
+		{"escaped", []string{"dir a", "xattr a user.overlay.overlay.opaque y"}, layer.DirOptions{}, []string{"a/ user.overlay.opaque=y"}},
+		{"redirect", []string{"dir a", "xattr a user.overlay.redirect /old/a"}, layer.DirOptions{}, []string{"a/ redirect=/old/a"}},
 		{"opaque by tar-split", []string{"dir a", "dir a/b"}, layer.DirOptions{Opaque: map[string]bool{"a/b": true}}, []string{"a/", "a/b/ opaque"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -154,7 +154,7 @@ func TestOpenDirMetacopy(t *testing.T) {
 	mid := makeDir(t, "dir d", "file d/f", "xattr d/f user.overlay.metacopy", "xattr d/f user.overlay.redirect g")
 	top := makeDir(t, "dir e", "file e/h", "xattr e/h user.overlay.metacopy", "xattr e/h user.overlay.redirect /d/f")
 	below := []*os.File{openFile(t, mid), openFile(t, low)}
-	o := layer.DirOptions{Marks: layer.UserMarks, Below: below}
+	o := layer.DirOptions{Below: below}
 	if got, want := shape(t, openDirLayer(t, top, o)), []string{"e/", `e/h 1 "other"`}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -12,6 +12,7 @@ import (
 // marks are the extended attributes of an entry of an unpacked layer: those that overlayfs
 // keeps for itself, and the others (fs/overlayfs/overlayfs.h, enum ovl_xattr).
 type marks struct {
+	own                        bool // there are some of overlayfs
 	opaque, whiteout, metacopy bool
 	redirect                   string
 	plain                      []Xattr
@@ -25,19 +26,16 @@ const (
 )
 
 // namespaces are the prefixes that count.
-func (m Marks) namespaces() []string {
-	switch m {
-	case TrustedMarks:
+func (o DirOptions) namespaces() []string {
+	if o.TrustedOnly {
 		return []string{trustedOverlay}
-	case UserMarks:
-		return []string{userOverlay, fuseOverlay}
 	}
 	return []string{trustedOverlay, userOverlay, fuseOverlay}
 }
 
 // readMarks reads the attributes of the file that path names, which is not followed. A file
 // system without attributes has none.
-func readMarks(path string, which Marks) (m marks, err error) {
+func readMarks(path string, namespaces []string) (m marks, err error) {
 	names, err := listXattrs(path)
 	if err == unix.ENOTSUP {
 		return m, nil
@@ -53,7 +51,7 @@ func readMarks(path string, which Marks) (m marks, err error) {
 		if err != nil {
 			return m, fmt.Errorf("%s: %w", name, err)
 		}
-		m.take(Xattr{name, value}, which.namespaces())
+		m.take(Xattr{name, value}, namespaces)
 	}
 	return m, nil
 }
@@ -78,6 +76,7 @@ func (m *marks) take(x Xattr, namespaces []string) {
 // overlay takes up what overlayfs says. "opaque" is "x" where a directory only has whiteouts
 // that are attributes; origin, impure, nlink and the like say nothing about what is shown.
 func (m *marks) overlay(name string, value []byte) {
+	m.own = true
 	switch name {
 	case "opaque":
 		m.opaque = m.opaque || string(value) == "y"

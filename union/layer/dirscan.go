@@ -32,7 +32,7 @@ type dirScan struct {
 	files  map[ID]dirFile // of the finished tree
 	size   int64
 	root   fileID
-	opaque bool
+	marked bool
 }
 
 // A scanDir is a directory that is to be read.
@@ -84,11 +84,12 @@ func (s *dirScan) start() error {
 	}
 	s.root = fileID{st.Dev, st.Ino}
 	n := statNode(&st)
-	attrs, err := readMarks(fmt.Sprintf("/proc/self/fd/%d/.", s.dir.Fd()), s.o.Marks)
+	attrs, err := readMarks(fmt.Sprintf("/proc/self/fd/%d/.", s.dir.Fd()), s.o.namespaces())
 	if err != nil {
 		return err
 	}
 	n.xattrs = attrs.plain
+	s.note("", &st, attrs)
 	s.b.update(0, n)
 	s.markOpaque("", 0, attrs)
 	s.queue = []scanDir{{"", 0}}
@@ -129,7 +130,7 @@ func (s *dirScan) entry(dir *os.File, d scanDir, name string) error {
 	if s.whiteout(d, name, &st) {
 		return s.b.limit(len(name))
 	}
-	attrs, err := readMarks(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name), s.o.Marks)
+	attrs, err := readMarks(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name), s.o.namespaces())
 	if err != nil {
 		return fmt.Errorf("read attributes of %s: %w", full, err)
 	}
@@ -195,7 +196,7 @@ func (s *dirScan) regular(full string, i int32, st *unix.Stat_t, attrs marks) er
 func (s *dirScan) contentBelow(full, redirect string) (dirFile, error) {
 	at := redirected(full, redirect)
 	for i, dir := range s.o.Below {
-		st, attrs, err := statBelow(dir, at, s.o.Marks)
+		st, attrs, err := statBelow(dir, at, s.o.namespaces())
 		switch {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 			continue
@@ -210,7 +211,7 @@ func (s *dirScan) contentBelow(full, redirect string) (dirFile, error) {
 }
 
 // statBelow says what is at a path below dir.
-func statBelow(dir *os.File, at string, which Marks) (*unix.Stat_t, marks, error) {
+func statBelow(dir *os.File, at string, namespaces []string) (*unix.Stat_t, marks, error) {
 	parent, err := openBeneath(dir, path.Dir(at), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, marks{}, err
@@ -220,7 +221,7 @@ func statBelow(dir *os.File, at string, which Marks) (*unix.Stat_t, marks, error
 	if err := unix.Fstatat(int(parent.Fd()), path.Base(at), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return nil, marks{}, err
 	}
-	attrs, err := readMarks(fmt.Sprintf("/proc/self/fd/%d/%s", parent.Fd(), path.Base(at)), which)
+	attrs, err := readMarks(fmt.Sprintf("/proc/self/fd/%d/%s", parent.Fd(), path.Base(at)), namespaces)
 	return &st, attrs, err
 }
 
@@ -290,12 +291,12 @@ func (s *dirScan) hide(d scanDir, name string) {
 func (s *dirScan) markOpaque(full string, i int32, attrs marks) {
 	if attrs.opaque || s.o.Opaque[full] {
 		s.b.nodes[i].flags |= opaque
-		s.opaque = s.opaque || attrs.opaque
 	}
 }
 
 // note puts an entry's metadata into the fingerprint.
 func (s *dirScan) note(full string, st *unix.Stat_t, attrs marks) {
+	s.marked = s.marked || attrs.own
 	fmt.Fprintf(s.sum, "%q %o %d %d %d %d %d.%d %t %q\n", full, st.Mode, st.Uid, st.Gid, st.Rdev, st.Size, st.Mtim.Sec, st.Mtim.Nsec, attrs.opaque || s.o.Opaque[full], attrs.redirect)
 	for _, x := range attrs.plain {
 		_, _ = io.WriteString(s.sum, fmt.Sprintf(" %q=%q\n", x.Name, x.Value)) // a hash takes everything

@@ -37,6 +37,7 @@ const (
 type splitEntry struct {
 	Type     int    `json:"type"`
 	Name     string `json:"name,omitempty"`
+	NameRaw  []byte `json:"name_raw,omitempty"` // of names that are no UTF-8
 	Size     int64  `json:"size,omitempty"`
 	Payload  []byte `json:"payload"` // the bytes of a segment, the CRC-64 of a file
 	Position int    `json:"position"`
