@@ -16,7 +16,7 @@ const module = "github.com/layerfs/layerfs"
 // mayImport is the map of the house: which of our packages a package may
 // import, itself and its sub-packages for tests apart. Data flows down only.
 var mayImport = map[string][]string{
-	"cmd/layerfs":           {"fuse", "union", "union/layer", "union/layer/layertest", "union/forensic", "union/forensic/audit", "union/forensic/report", "cache", "registry", "registry/registrytest"},
+	"cmd/layerfs":           {"fuse", "union", "union/layer", "union/layer/layertest", "union/forensic", "union/forensic/audit", "union/forensic/report", "cache", "registry", "registry/registrytest", "registry/storage"},
 	"fuse":                  {"union"},
 	"union":                 {"union/layer"},
 	"union/forensic":        {"union/layer"},
@@ -27,9 +27,12 @@ var mayImport = map[string][]string{
 	"union/layer/ztoc":      {"union/layer/inflate"},
 	"union/layer/layertest": {},
 	"cache":                 {},
-	"registry":              {},
-	"registry/registrytest": {},
-	"integration":           {},
+	"registry":              {"registry/storage"},
+	"registry/storage":      {},
+
+	"registry/storage/storagetest": {},
+	"registry/registrytest":        {},
+	"integration":                  {},
 
 	"union/layer/layertest/estargztest":     {},
 	"union/layer/layertest/zstdchunkedtest": {},
@@ -51,9 +54,10 @@ var mayImportInTests = map[string][]string{
 	"union/forensic/report": {"union/layer/layertest", "cache"},
 	"union/layer":           {"union/layer/layertest", "union/layer/layertest/suite", "union/layer/layertest/estargztest"},
 	"union/layer/layertest": {},
-	"registry":              {"registry/registrytest"},
+	"registry":              {"registry/registrytest", "registry/storage/storagetest"},
+	"registry/storage":      {"registry/storage/storagetest"},
 	"registry/registrytest": {"registry"},
-	"integration":           {"registry", "registry/registrytest", "union/layer", "union/layer/layertest", "cache"},
+	"integration":           {"registry", "registry/registrytest", "registry/storage/storagetest", "union/layer", "union/layer/layertest", "cache"},
 }
 
 // onlyIn names the packages that may know a foreign library.
