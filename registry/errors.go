@@ -148,5 +148,5 @@ func netText(e *net.OpError) string {
 const (
 	hintUnreachable = "check the name, the network and the proxy settings; --offline uses what the cache holds"
 	hintLogin       = `run "docker login" or set REGISTRY_AUTH_FILE`
-	hintTransports  = "references are NAME[:TAG], docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF]"
+	hintTransports  = "references are NAME[:TAG], docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], docker-root:DIR#ID, containers-storage:DIR#ID, containerd-root:DIR#ID or dir:PATH[:PATH…]"
 )

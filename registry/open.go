@@ -65,6 +65,9 @@ type Image struct {
 	deferConfig bool
 	configMu    sync.Mutex // held while the config is read
 
+	// Unpacked says where the layers are if they are directories on disk; nil: they are blobs.
+	Unpacked *Unpacked
+
 	mu    sync.Mutex
 	blobs map[string]*Blob // by digest; protected by mu
 }
@@ -93,12 +96,19 @@ func open(ctx context.Context, ref string, o Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, local := src.(*unpacked); local {
+		o.DeferConfig = false // it is at hand
+	}
 	im := &Image{Ref: ref, ref: r, src: src, deferConfig: o.DeferConfig, blobs: map[string]*Blob{}}
 	if err := im.load(ctx, want); err != nil {
 		_ = src.close()
 		return nil, err
 	}
-	im.Name = r.canonical(im.Desc.Digest)
+	if u, ok := src.(*unpacked); ok {
+		im.Unpacked = &u.Unpacked
+		u.describe(im)
+	}
+	im.Name = im.ref.canonical(im.Desc.Digest)
 	return im, nil
 }
 

@@ -15,12 +15,18 @@ const (
 	transportOCI           = "oci"
 	transportOCIArchive    = "oci-archive"
 	transportDockerArchive = "docker-archive"
+
+	// Of directories: storage roots, and unpacked layers.
+	transportDockerRoot     = "docker-root"
+	transportStorage        = "containers-storage"
+	transportContainerdRoot = "containerd-root"
+	transportDir            = "dir"
 )
 
 // foreignTransports are prefixes that other tools understand and that must not
 // be taken for a repository name.
 var foreignTransports = []string{
-	"containers-storage", "docker-daemon", "docker-root", "containerd-root", "dir", "ostree", "sif", "tarball", "atomic",
+	"docker-daemon", "ostree", "sif", "tarball", "atomic",
 }
 
 // hubHost is how people write Docker Hub, hubAPI where its API is.
@@ -31,15 +37,15 @@ const (
 
 // A Ref is a parsed image reference.
 type Ref struct {
-	Transport string // "docker", "oci", "oci-archive" or "docker-archive"
+	Transport string // "docker", "oci", "oci-archive", "docker-archive"; of unpacked layers "docker-root", "containers-storage", "containerd-root" or "dir"
 
 	// Of the docker transport.
 	Host string // "docker.io", "localhost:5000"
 	Repo string // "library/alpine"
 
-	Path string // of the others: directory or file
+	Path string // of the others: directory or file; of "dir" several, with colons between
 
-	Tag    string        // tag; of docker-archive the reference, or "@N"; may be empty
+	Tag    string        // tag; of docker-archive the reference, or "@N"; of storage roots an image's or container's name; may be empty
 	Digest digest.Digest // may be empty; wins over the tag
 }
 
@@ -85,6 +91,8 @@ func parseRef(s string) (Ref, error) {
 			return Ref{}, faultf(ErrUsage, "no path after %q", prefix+":").withHint(hintTransports)
 		}
 		return parsePath(prefix, rest)
+	case transportDockerRoot, transportStorage, transportContainerdRoot, transportDir:
+		return parseUnpacked(prefix, rest)
 	}
 	for _, t := range foreignTransports {
 		if t == prefix && rest != "" {
@@ -175,6 +183,9 @@ func (r Ref) checkName() error {
 // String returns the reference in full, with every default filled in.
 func (r Ref) String() string {
 	s := r.base()
+	if r.Tag != "" && r.inStore() {
+		return s + "#" + r.Tag
+	}
 	if r.Tag != "" {
 		s += ":" + r.Tag
 	}
@@ -195,6 +206,8 @@ func (r Ref) base() string {
 // true when the tag moves. Of local files only OCI layouts have such names.
 func (r Ref) canonical(d digest.Digest) string {
 	switch {
+	case r.inStore(), r.Transport == transportDir:
+		return r.String()
 	case r.Transport == transportDockerArchive, r.Transport != transportDocker && r.Tag != "":
 		r.Digest = ""
 		return r.String()

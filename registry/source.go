@@ -38,6 +38,9 @@ func newSource(r Ref, o Options) (source, error) {
 	case transportDockerArchive:
 		return openDockerArchive(r, o)
 	}
+	if r.inStore() || r.Transport == transportDir {
+		return openUnpacked(r)
+	}
 	return newRemote(r, o)
 }
 
