@@ -32,7 +32,7 @@ func commands() []command {
 		mountCommand, umountCommand, mountsCommand,
 		diffCommand, commitCommand, copyCommand, convertCommand, indexCommand, pullCommand,
 		lsCommand, catCommand, cpCommand, statCommand, findCommand, whichCommand, inspectCommand, historyCommand,
-		timelineCommand, hashCommand, auditCommand, reportCommand, verifyCommand, evidenceCommand,
+		imagesCommand, containersCommand, timelineCommand, hashCommand, auditCommand, reportCommand, verifyCommand, evidenceCommand,
 		cacheCommand, demoCommand, versionCommand, completionCommand(), helpCommand(),
 	}
 }

@@ -209,6 +209,7 @@ func (e *env) openLayersOf(ctx context.Context, ref string, want span) (*image, 
 	if err != nil {
 		return nil, errors.Join(err, im.Close())
 	}
+	e.warn(im)
 	return im, nil
 }
 

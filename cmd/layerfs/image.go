@@ -20,12 +20,15 @@ var _ layer.Ranger = (*registry.Blob)(nil)
 // An image is an opened image: its manifest, its layers, and what they make together.
 type image struct {
 	*registry.Image
-	store  *cache.Store
-	layers []*layer.Layer       // the base first
-	descs  []ocispec.Descriptor // of layers
-	blobs  []*registry.Blob
-	tree   *union.Tree
-	index  string // where the layers' indexes may come from; "": indexAuto
+	store    *cache.Store
+	layers   []*layer.Layer       // the base first
+	descs    []ocispec.Descriptor // of layers
+	blobs    []*registry.Blob
+	tree     *union.Tree
+	warnings []string   // about layers on disk
+	files    *openFiles // that the layers need
+
+	index string // where the layers' indexes may come from; "": indexAuto
 
 	first int    // of layers in the image, from 0
 	whole *image // that this is a layer of; nil: it is whole
@@ -49,7 +52,7 @@ func (e *env) openDeferred(ctx context.Context, ref string, deferConfig bool) (*
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	return &image{Image: im, store: store}, nil
+	return &image{Image: im, store: store, files: &openFiles{}}, nil
 }
 
 // openImage opens an image, all its layers at once, and merges them.
@@ -64,6 +67,7 @@ func (e *env) openImage(ctx context.Context, ref string) (*image, error) {
 	if err != nil {
 		return nil, errors.Join(err, im.Close())
 	}
+	e.warn(im)
 	return im, nil
 }
 
@@ -106,22 +110,31 @@ func (im *image) openLayers(ctx context.Context, e *env, want span, progress lay
 	for i := len(descs) - 1; i >= 0; i-- {
 		im.blobs[i] = im.Blob(descs[i])
 		g.Go(func() (err error) {
+			if im.isDir(want.from - 1 + i) {
+				im.layers[i], err = im.openUnpacked(gctx, e, want.from-1+i)
+				return wrapLayer(err, want.from+i, im.Ref)
+			}
 			o := layer.Options{Limits: e.limits.Limits, FindDiffID: im.findDiffID(want.from - 1 + i), Logger: e.log, ExternalTOC: tocs.fetcher(descs[i].Digest), ZTOC: zTOCs[descs[i].Digest], Checked: e.checked(descs[i].Digest)}
 			if progress != nil {
 				o.Progress = func(p layer.Progress) { progress(i, len(descs), descs[i], p) }
 			}
 			im.layers[i], err = layer.Open(gctx, im.asIndexed(descs[i]), e.source(descs[i].Digest, im.blobs[i]), im.store, o)
-			if err != nil {
-				return fmt.Errorf("open layer %d of %s: %w", want.from+i, im.Ref, err)
-			}
-			return nil
+			return wrapLayer(err, want.from+i, im.Ref)
 		})
 	}
 	if err := errors.Join(g.Wait(), tocs.Close()); err != nil {
 		return err
 	}
+	im.warnings = im.unpackedWarnings(want)
 	im.tree, err = union.Merge(ctx, im.layers)
 	return err
+}
+
+func wrapLayer(err error, layer int, ref string) error {
+	if err != nil {
+		return fmt.Errorf("open layer %d of %s: %w", layer, ref, err)
+	}
+	return nil
 }
 
 // diffID is what the config says of layer i; "" when it says nothing.
@@ -168,6 +181,7 @@ func (im *image) Close() error {
 		}
 	}
 	im.layers = nil
+	errs = append(errs, im.files.Close())
 	if im.store != nil {
 		errs = append(errs, im.Image.Close(), im.store.Close())
 		im.store = nil

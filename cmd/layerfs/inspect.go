@@ -61,6 +61,8 @@ type inspectedLayer struct {
 	Size      int64  `json:"size"`
 	Index     string `json:"index"`
 	Lazy      bool   `json:"lazy"`
+	Directory string `json:"directory,omitempty"` // of a layer on disk
+	Role      string `json:"role,omitempty"`      // of a container's layer: init, container
 	Step      string `json:"build_step,omitempty"`
 }
 
@@ -69,9 +71,13 @@ func (im *image) inspection() inspection {
 	steps := im.steps()
 	for i, d := range im.Manifest.Layers {
 		index, lazy := layer.IndexKind(d, im.store)
-		out.Layers = append(out.Layers, inspectedLayer{
+		l := inspectedLayer{
 			Layer: i + 1, MediaType: d.MediaType, Digest: string(d.Digest), DiffID: string(im.diffID(i)), Size: d.Size, Index: index, Lazy: lazy, Step: steps[i],
-		})
+		}
+		if im.isDir(i) {
+			l.Index, l.Lazy, l.Directory, l.Role = "dir", false, im.Unpacked.Layers[i].Dir, im.Unpacked.Layers[i].Role
+		}
+		out.Layers = append(out.Layers, l)
 	}
 	return out
 }

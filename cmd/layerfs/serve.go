@@ -107,6 +107,9 @@ func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
 	if err := s.im.openLayers(ctx, s.e, s.plan.span, ev.layer); err != nil {
 		return err
 	}
+	for _, w := range s.im.warnings {
+		ev.remark("warning: " + w)
+	}
 	for _, d := range s.im.tree.Defects() {
 		s.e.log.Warn("the image has a defect", "path", d.Path, "reason", d.Reason)
 	}

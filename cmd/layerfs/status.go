@@ -16,7 +16,8 @@ type liveStatus struct {
 	Requests  int64         `json:"requests"` // by this server
 	Total     int64         `json:"total"`    // bytes of the layers' blobs
 	Open      int           `json:"open"`
-	LayerInfo []layerStatus `json:"layer_status"` // the base first
+	LayerInfo []layerStatus `json:"layer_status"`       // the base first
+	Warnings  []string      `json:"warnings,omitempty"` // about layers on disk: what may not be shown as it is
 }
 
 // A layerStatus is how one layer is read, and what it has cost so far.
@@ -28,7 +29,7 @@ type layerStatus struct {
 	Index     string `json:"index"`         // where the tree came from: see layer.Status
 	// Verified is what the content is held against. "blob": the digest of the blob and that
 	// of its tar, before anything of it was used; what is fetched again later, against
-	// digests made then. "chunks": each chunk by itself when it is fetched, against digests
+	// digests made then. "none": a directory on disk, which "layerfs verify" can check. "chunks": each chunk by itself when it is fetched, against digests
 	// that the manifest vouches for.
 	Verified string `json:"verified"`
 	Size     int64  `json:"total"`    // bytes of the blob
@@ -46,8 +47,11 @@ func statusOf(l *layer.Layer, d ocispec.Descriptor) layerStatus {
 		Size: n.Total, Fetched: n.Fetched, Requests: n.Requests, Complete: n.Complete,
 	}
 	s.Cached, s.Content = l.Present()
-	if n.Index == "tar" {
+	switch n.Index {
+	case "tar":
 		s.Verified = "blob"
+	case "dir":
+		s.Verified = "none"
 	}
 	if !n.Lazy {
 		s.Why = cmp.Or(n.Why, "read whole by an earlier mount")
@@ -57,7 +61,7 @@ func statusOf(l *layer.Layer, d ocispec.Descriptor) layerStatus {
 
 func (s *server) status() liveStatus {
 	requests, bytes := s.im.fetched()
-	st := liveStatus{Fetched: bytes, Requests: requests, Total: s.im.size(), Open: s.fuse.OpenFiles()}
+	st := liveStatus{Fetched: bytes, Requests: requests, Total: s.im.size(), Open: s.fuse.OpenFiles(), Warnings: s.im.warnings}
 	for i, l := range s.im.layers {
 		st.LayerInfo = append(st.LayerInfo, statusOf(l, s.im.descs[i]))
 	}
