@@ -203,10 +203,56 @@ func (c *containersStorage) containers() ([]*Container, error) {
 		return nil, err
 	}
 	var list []*Container
+	state := c.podmanStates()
 	for _, r := range records {
-		list = append(list, c.container(r, layers, images))
+		out := c.container(r, layers, images)
+		out.State = state[r.ID]
+		list = append(list, out)
 	}
 	return list, nil
+}
+
+// podmanStates are the states of podman's containers, by ID, where podman keeps them in
+// libpod/bolt_state.db (podman: libpod/boltdb_state_internal.go); podman 5 has an SQLite
+// database, which is not read. Nobody's state is a reason to fail.
+func (c *containersStorage) podmanStates() map[string]string {
+	states := map[string]string{}
+	b, err := c.root.readFile("libpod/bolt_state.db", maxBolt)
+	if err != nil {
+		return states
+	}
+	db, err := newBolt(b)
+	if err != nil {
+		return states
+	}
+	list, _ := db.bucket("ctr")
+	for _, it := range list {
+		if !it.bucket {
+			continue
+		}
+		fields, _ := db.open(it.value)
+		raw, _ := find(fields, "state", false)
+		var s struct {
+			State    int `json:"state"`
+			ExitCode int `json:"exitCode"`
+		}
+		if json.Unmarshal(raw, &s) == nil {
+			states[string(it.key)] = podmanState(s.State, s.ExitCode)
+		}
+	}
+	return states
+}
+
+// podmanState is the word for a state (podman: libpod/define/containerstate.go).
+func podmanState(state, exitCode int) string {
+	words := []string{"unknown", "created", "initialized", "running", "stopped", "paused", "exited", "removing", "stopping"}
+	if state < 0 || state >= len(words) {
+		return ""
+	}
+	if words[state] == "exited" || words[state] == "stopped" {
+		return fmt.Sprintf("exited (%d)", exitCode)
+	}
+	return words[state]
 }
 
 func (c *containersStorage) container(r csContainer, layers map[string]csLayer, images []csImage) *Container {

@@ -67,7 +67,7 @@ func TestStores(t *testing.T) {
 				t.Fatalf("find the container: %+v, %v", c, err)
 			}
 			checkDirs(t, c.Layers, made.Dirs, root)
-			if strings.HasPrefix(kind, "docker") && c.State != "exited (3)" {
+			if kind != "containerd" && c.State != "exited (3)" {
 				t.Errorf("state %q", c.State)
 			}
 			if top := c.Layers[len(c.Layers)-1]; top.Role != "container" || top.DiffID != "" || c.Image == "" && kind != "containers" {

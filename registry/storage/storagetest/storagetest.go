@@ -70,10 +70,11 @@ func pack(t testing.TB, l Layer) packed {
 	check(t, w.Close())
 	var split bytes.Buffer
 	z := gzip.NewWriter(&split)
-	in, err := asm.NewInputTarStream(bytes.NewReader(b.Bytes()), storage.NewJSONPacker(z), storage.NewDiscardFilePutter())
+	in, done, err := asm.NewInputTarStreamWithDone(bytes.NewReader(b.Bytes()), storage.NewJSONPacker(z), storage.NewDiscardFilePutter())
 	check(t, err)
 	_, err = io.Copy(io.Discard, in)
 	check(t, err)
+	check(t, <-done)
 	check(t, z.Close())
 	return packed{b.Bytes(), split.Bytes(), digest.FromBytes(b.Bytes())}
 }
@@ -232,6 +233,9 @@ func Containers(t testing.TB, root string, layers []Layer, container Layer) Made
 	write(t, filepath.Join(root, "overlay-images/images.json"), string(marshal(t, images)))
 	write(t, filepath.Join(root, "overlay-images", image, "="+base64.StdEncoding.EncodeToString([]byte(made.Image))), string(conf))
 	write(t, filepath.Join(root, "overlay-containers/containers.json"), string(marshal(t, containers)))
+	states := openBolt(t, filepath.Join(root, "libpod/bolt_state.db"))
+	states.put("state", `{"state":6,"exitCode":3}`, "ctr", made.Container)
+	check(t, states.db.Close())
 	return made
 }
 
