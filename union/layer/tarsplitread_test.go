@@ -42,11 +42,14 @@ func splitOf(t testing.TB, files ...string) (split []byte, diffID digest.Digest)
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	in, err := asm.NewInputTarStream(bytes.NewReader(b.Bytes()), storage.NewJSONPacker(&s), storage.NewDiscardFilePutter())
+	in, done, err := asm.NewInputTarStreamWithDone(bytes.NewReader(b.Bytes()), storage.NewJSONPacker(&s), storage.NewDiscardFilePutter())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.Copy(io.Discard, in); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 	return s.Bytes(), digest.FromBytes(b.Bytes())
