@@ -52,7 +52,11 @@ func (e *env) openDeferred(ctx context.Context, ref string, deferConfig bool) (*
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	return &image{Image: im, store: store, files: &openFiles{}}, nil
+	out := &image{Image: im, store: store, files: &openFiles{}}
+	if im.Unpacked != nil {
+		out.warnings = im.Unpacked.Warnings
+	}
+	return out, nil
 }
 
 // openImage opens an image, all its layers at once, and merges them.
@@ -125,7 +129,7 @@ func (im *image) openLayers(ctx context.Context, e *env, want span, progress lay
 	if err := errors.Join(g.Wait(), tocs.Close()); err != nil {
 		return err
 	}
-	im.warnings = im.unpackedWarnings(want)
+	im.warnings = append(im.warnings, im.unpackedWarnings(want)...)
 	im.tree, err = union.Merge(ctx, im.layers)
 	return err
 }

@@ -33,6 +33,7 @@ mounts of the image read when it started, one a line, in order: what "mount
 				return err
 			}
 			defer im.Close()
+			e.warn(im)
 			if *profile {
 				return e.printProfile(im, *asJSON)
 			}
@@ -152,6 +153,7 @@ var historyCommand = command{
 				return err
 			}
 			defer im.Close()
+			e.warn(im)
 			rows := im.history()
 			if *asJSON {
 				return writeJSON(e.stdout, rows)

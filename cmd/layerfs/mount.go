@@ -24,7 +24,10 @@ The command returns when the mount answers, and prints DIR. A server of its own
 stays in the background until "layerfs umount DIR".
 
 IMAGE is NAME[:TAG] or NAME@DIGEST in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG]
-or docker-archive:FILE[:REF].
+or docker-archive:FILE[:REF]; or an image or container on a disk that no engine uses:
+docker-root:DIR#ID, containers-storage:DIR#ID, containerd-root:DIR#ID ("layerfs images DIR"
+and "layerfs containers DIR" list them), or unpacked layers, the topmost first:
+dir:PATH[:PATH…]. Nothing is written there.
 
 What an image reads in the first minute after its first read is kept in the cache as
 its profile, and fetched beside the start of the next mount (--prefetch auto);

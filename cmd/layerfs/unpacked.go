@@ -117,7 +117,6 @@ func (im *image) unpackedWarnings(want span) (list []string) {
 	if im.Unpacked == nil {
 		return nil
 	}
-	list = append(list, im.Unpacked.Warnings...)
 	var blind []string
 	seen := slices.ContainsFunc(im.layers, (*layer.Layer).HasMarks)
 	for i := want.from - 1; i < want.to; i++ {

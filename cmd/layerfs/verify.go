@@ -22,7 +22,11 @@ Every layer is read whole from its source and checked against its digest, its
 size and its diff ID. With --deep the indexes of every layer are then held against
 the tar itself: names, attributes and content. Those are what the image offers (a
 table of contents, a SOCI index; with --index soci also one that only refers to
-the image) and what the cache has. Exit code 6: something does not match.`,
+the image) and what the cache has. Exit code 6: something does not match.
+
+Layers in a storage root (docker-root: and the like) are directories: each is held against
+what the store kept of its tar, the tar-split and the diff ID, or the blob that it was
+unpacked of. A container's own layer has nothing to be held against.`,
 	setup: func(flags *pflag.FlagSet) runFunc {
 		deep := flags.Bool("deep", false, "also compare every layer's indexes with its tar")
 		index := flags.String("index", indexAuto, "which indexes: auto, toc, soci or tar, as with mount")
@@ -44,6 +48,7 @@ func (e *env) verify(ctx context.Context, ref, index string, deep bool) error {
 		return err
 	}
 	defer im.Close()
+	e.warn(im)
 	im.index = index
 	v := &verifier{e: e, im: im, deep: deep}
 	if v.zTOCs, err = im.zTOCs(ctx, e); err != nil {
