@@ -348,9 +348,12 @@ func (c *containerd) dockers(list []*Container) ([]*Container, error) {
 	}
 	list = slices.DeleteFunc(list, func(o *Container) bool { return c.root.has(path.Join("containers", o.ID)) })
 	err := dockerContainers(c.root, func(d *dockerContainer, problem error) {
+		if d.Driver != "" && d.Driver != snapshotter {
+			return // of the time before this image store
+		}
 		out := newDockerContainer(d, problem)
 		if problem == nil {
-			c.layers("moby", d.ID, d.Config.Image, out)
+			c.layers(dockerNamespace, d.ID, d.Config.Image, out)
 		}
 		list = append(list, out)
 	})

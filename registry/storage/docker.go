@@ -21,6 +21,7 @@ import (
 type docker struct {
 	root   *root
 	driver string
+	inner  *containerd // the image store of docker 29, beside which older images may be left; nil: none
 }
 
 // Limits of what is read into memory: far above what engines write.
@@ -38,19 +39,20 @@ func openDocker(s *Store) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	inner, err := dockerContainerd(s.root)
+	if err != nil {
+		return false, err
+	}
 	for _, d := range []string{"overlay2", "fuse-overlayfs"} {
 		if slices.Contains(drivers, d) {
-			s.Kind, s.engine, s.DotWh = Docker, &docker{s.root, d}, d == "fuse-overlayfs"
-			s.Rootless = s.root.owner(d) != 0
+			s.Kind, s.DotWh, s.Rootless = Docker, d == "fuse-overlayfs", s.root.owner(d) != 0
+			s.engine = &docker{s.root, d, inner}
 			return true, nil
 		}
 	}
-	for _, at := range []string{"containerd/daemon", "containerd"} { // docker 29's, when dockerd runs its own containerd
-		if s.root.has(path.Join(at, boltFile)) {
-			s.Kind, s.Rootless = Docker, s.root.owner(at) != 0
-			s.engine, err = newContainerd(s.root, at)
-			return true, err
-		}
+	if inner != nil {
+		s.Kind, s.engine, s.Rootless = Docker, inner, s.root.owner(inner.base) != 0
+		return true, nil
 	}
 	switch {
 	case len(drivers) > 0:
@@ -60,6 +62,23 @@ func openDocker(s *Store) (bool, error) {
 	}
 	return false, nil
 }
+
+// dockerContainerd opens the containerd that dockerd runs itself; nil if it has no images: older
+// dockers run one, too, but keep nothing of their own there.
+func dockerContainerd(r *root) (*containerd, error) {
+	const at = "containerd/daemon"
+	if !r.has(path.Join(at, boltFile)) {
+		return nil, nil
+	}
+	c, err := newContainerd(r, at)
+	if err != nil || !slices.Contains(c.ns, dockerNamespace) {
+		return nil, err
+	}
+	return c, nil
+}
+
+// dockerNamespace is docker's in containerd.
+const dockerNamespace = "moby"
 
 func (d *docker) at(parts ...string) string {
 	return path.Join(append([]string{"image", d.driver}, parts...)...)
@@ -84,7 +103,11 @@ func (d *docker) images() ([]*Image, error) {
 		}
 		list = append(list, im)
 	}
-	return list, nil
+	if d.inner == nil {
+		return list, nil
+	}
+	more, err := d.inner.images()
+	return append(list, more...), err
 }
 
 // repositories are the names of the images, by ID.
@@ -253,7 +276,16 @@ func dockerContainers(r *root, take func(c *dockerContainer, problem error)) err
 
 func (d *docker) containers() ([]*Container, error) {
 	var list []*Container
+	if d.inner != nil {
+		var err error
+		if list, err = d.inner.containers(); err != nil {
+			return nil, err
+		}
+	}
 	err := dockerContainers(d.root, func(c *dockerContainer, problem error) {
+		if d.inner != nil && c.Driver == snapshotter {
+			return
+		}
 		out := newDockerContainer(c, problem)
 		if problem == nil {
 			out.Config, out.Layers, out.Problem = d.container(c, &out.Warnings)

@@ -225,10 +225,21 @@ func (s *Store) OpenTarSplit(l Layer) (io.Reader, io.Closer, error) {
 	return z, f, nil
 }
 
+// contents is the part of the store that keeps blobs; nil: there is none.
+func (s *Store) contents() *containerd {
+	switch e := s.engine.(type) {
+	case *containerd:
+		return e
+	case *docker:
+		return e.inner
+	}
+	return nil
+}
+
 // OpenBlob opens a blob of the store's content.
 func (s *Store) OpenBlob(d digest.Digest) (*os.File, int64, error) {
-	c, ok := s.engine.(*containerd)
-	if !ok || d.Validate() != nil {
+	c := s.contents()
+	if c == nil || d.Validate() != nil {
 		return nil, 0, fmt.Errorf("%w: blob %s: a %s store keeps layers unpacked, and no blobs", ErrUnsupported, d, s.Kind)
 	}
 	return s.root.openFile(c.blobPath(d))

@@ -77,6 +77,34 @@ func TestStores(t *testing.T) {
 	}
 }
 
+// TestDockerBoth: a docker that was switched to the containerd image store has images of both.
+func TestDockerBoth(t *testing.T) {
+	root := t.TempDir()
+	old := storagetest.Docker(t, root, someLayers, someWrites)
+	copyContainer(t, root, old.Container, "ff"+old.Container[2:])
+	made := storagetest.Containerd(t, root, "containerd/daemon", someLayers[:2], someWrites) // its container has the ID of the first one
+	s := open(t, root)
+	for _, id := range []string{old.Image.String(), made.Image.String()} {
+		if im, _, err := s.Find(id); err != nil || im.Problem != nil {
+			t.Errorf("%s: %+v, %v", id, im, err)
+		}
+	}
+	list, err := s.Containers()
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%d containers, %v", len(list), err)
+	}
+	for _, c := range list {
+		if c.ID == made.Container {
+			checkDirs(t, c.Layers, made.Dirs, root)
+		}
+	}
+	if f, _, err := s.OpenBlob(made.Image); err != nil {
+		t.Error(err)
+	} else {
+		_ = f.Close()
+	}
+}
+
 func checkDirs(t *testing.T, layers []storage.Layer, want []string, root string) {
 	t.Helper()
 	var got []string

@@ -52,7 +52,7 @@ func Containerd(t testing.TB, root, inside string, layers []Layer, container Lay
 			meta.put(k, v, "v1", ns, "containers", made.Container)
 		}
 	} else {
-		dockerContainer(t, root, made)
+		dockerContainer(t, root, made, "overlayfs")
 	}
 	for i := range 300 { // more than a page holds: a tree
 		meta.put(fmt.Sprintf("label%03d", i), strings.Repeat("x", 50), "v1", ns, "content", "blob", target.Digest.String())

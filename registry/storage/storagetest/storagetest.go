@@ -186,13 +186,14 @@ func Docker(t testing.TB, root string, layers []Layer, container Layer) Made {
 	place(mount, container)
 	write(t, filepath.Join(db, "imagedb/content/sha256", made.Image.Encoded()), string(conf))
 	write(t, filepath.Join(db, "repositories.json"), string(marshal(t, map[string]any{"Repositories": map[string]any{"example.com/app": map[string]string{Name: made.Image.String()}}})))
-	dockerContainer(t, root, made)
+	dockerContainer(t, root, made, "overlay2")
 	return made
 }
 
-func dockerContainer(t testing.TB, root string, made Made) {
+func dockerContainer(t testing.TB, root string, made Made, driver string) {
+	t.Helper()
 	write(t, filepath.Join(root, "containers", made.Container, "config.v2.json"), string(marshal(t, map[string]any{
-		"ID": made.Container, "Name": "/" + ContainerName, "Image": made.Image, "Created": When, "Driver": "overlay2",
+		"ID": made.Container, "Name": "/" + ContainerName, "Image": made.Image, "Created": When, "Driver": driver,
 		"Config": map[string]any{"Image": Name}, "State": map[string]any{"ExitCode": 3, "StartedAt": When},
 	})))
 }
