@@ -65,6 +65,7 @@ var onlyIn = map[string][]string{
 	"github.com/hanwen/go-fuse":              {"fuse"},
 	"github.com/google/go-containerregistry": {"registry", "registry/registrytest"},
 	"github.com/spf13/pflag":                 {"cmd/layerfs"},
+	"go.etcd.io/bbolt":                       {"registry/storage/storagetest"},
 	"github.com/dustin/go-humanize":          {"cmd/layerfs"},
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/layerfs/layerfs/registry/storage"
 	"github.com/layerfs/layerfs/union/forensic"
 	"github.com/layerfs/layerfs/union/layer"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
@@ -193,9 +194,7 @@ func (e *env) compareSplit(ctx context.Context, im *image, info storage.Layer, d
 
 // compareBlob reads the blob that the layer was unpacked of.
 func (e *env) compareBlob(ctx context.Context, im *image, info storage.Layer, dir *layer.Layer) (list []forensic.Difference, err error) {
-	d := im.Manifest.Layers[0]
-	d.Digest, d.MediaType, d.Size = info.Blob, info.BlobType, info.BlobSize
-	d.Annotations = nil
+	d := ocispec.Descriptor{Digest: info.Blob, MediaType: info.BlobType, Size: info.BlobSize}
 	err = e.withScratch(func(store *cache.Store) error {
 		tar, err := layer.Open(ctx, d, im.Blob(d), store, layer.Options{Limits: e.limits.Limits, DiffID: info.DiffID, Logger: e.log, Whole: true})
 		if err != nil {
