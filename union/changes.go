@@ -107,7 +107,7 @@ func parentPath(p string) string {
 // not at all. onlyTime is true for a directory that only has another time.
 func (f *FS) compare(it *item) (c Change, onlyTime bool, err error) {
 	if it.whiteout {
-		a := f.tree.Attr(it.lower)
+		a := f.tree().Attr(it.lower)
 		return Change{Kind: 'D', Path: it.path, Mode: a.Mode, Size: a.Size}, false, nil
 	}
 	now := f.itemAttr(it)
@@ -116,7 +116,7 @@ func (f *FS) compare(it *item) (c Change, onlyTime bool, err error) {
 		c.Kind = 'A'
 		return c, false, nil
 	}
-	was := f.tree.Attr(it.lower)
+	was := f.tree().Attr(it.lower)
 	if now.Type() != was.Type() {
 		c.Kind = 'T'
 		return c, false, nil
@@ -137,12 +137,12 @@ func (f *FS) sameMeta(it *item, now, was Attr) (bool, error) {
 	}
 	if now.Type() == unix.S_IFLNK {
 		target, err := f.itemLink(it)
-		if err != nil || target != f.tree.Readlink(it.lower) {
+		if err != nil || target != f.tree().Readlink(it.lower) {
 			return false, err
 		}
 	}
 	xattrs, err := f.itemXattrs(it)
-	return sameXattrs(xattrs, f.tree.Xattrs(it.lower)), err
+	return sameXattrs(xattrs, f.tree().Xattrs(it.lower)), err
 }
 
 func sameXattrs(a, b []layer.Xattr) bool {
@@ -153,7 +153,7 @@ func sameXattrs(a, b []layer.Xattr) bool {
 
 func (f *FS) itemLink(it *item) (string, error) {
 	if it.dir < 0 {
-		return f.tree.Readlink(it.from), nil
+		return f.tree().Readlink(it.from), nil
 	}
 	return readlinkAt(it.dir, it.name)
 }
@@ -161,7 +161,7 @@ func (f *FS) itemLink(it *item) (string, error) {
 // itemXattrs are the xattrs a process would see, without overlayfs's own marks.
 func (f *FS) itemXattrs(it *item) ([]layer.Xattr, error) {
 	if it.dir < 0 {
-		return f.tree.Xattrs(it.from), nil
+		return f.tree().Xattrs(it.from), nil
 	}
 	names, err := listxattrAt(it.dir, it.name)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/layerfs/layerfs/union/layer"
@@ -26,10 +25,10 @@ func (f *FS) copyUp(ctx context.Context, id ID, size int64) (*node, error) {
 	if n := f.upperOf(id); n != nil {
 		return n, nil
 	}
-	if !f.tree.Has(id) {
+	if !f.tree().Has(id) {
 		return nil, unix.ESTALE
 	}
-	if f.tree.IsDir(id) {
+	if f.tree().IsDir(id) {
 		f.ns.Lock()
 		defer f.ns.Unlock()
 		return f.copyUpDir(id)
@@ -58,14 +57,14 @@ func (f *FS) copyUpFile(ctx context.Context, id ID, size int64) (*node, error) {
 
 // copyContent makes a copy of a lower node that is no directory in the work directory.
 func (f *FS) copyContent(ctx context.Context, id ID, temp string, size int64) error {
-	a := f.tree.Attr(id)
+	a := f.tree().Attr(id)
 	switch a.Type() {
 	case unix.S_IFREG:
 		if err := f.copyData(ctx, id, temp, a.Size, size); err != nil {
 			return err
 		}
 	case unix.S_IFLNK:
-		if err := unix.Symlinkat(f.tree.Readlink(id), f.up.work, temp); err != nil {
+		if err := unix.Symlinkat(f.tree().Readlink(id), f.up.work, temp); err != nil {
 			return err
 		}
 	default:
@@ -103,7 +102,7 @@ const copyBuffer = 1 << 20
 func (f *FS) copyRanges(ctx context.Context, id ID, fd int, size int64) error {
 	var buf []byte
 	for off := int64(0); off < size; {
-		start, end := f.tree.NextData(id, off)
+		start, end := f.tree().NextData(id, off)
 		if end = min(end, size); start >= end {
 			return nil
 		}
@@ -115,7 +114,7 @@ func (f *FS) copyRanges(ctx context.Context, id ID, fd int, size int64) error {
 			return err
 		}
 		if n == 0 {
-			return &DataError{Path: f.tree.Path(id), Err: errShort}
+			return &DataError{Path: f.tree().Path(id), Err: errShort}
 		}
 		if err := pwriteAll(fd, buf[:n], start); err != nil {
 			return err
@@ -156,7 +155,7 @@ func (f *FS) copyMeta(dir int, name string, id ID, a Attr) error {
 			return err
 		}
 	}
-	if err := f.copyXattrs(fd, f.tree.Xattrs(id)); err != nil {
+	if err := f.copyXattrs(fd, f.tree().Xattrs(id)); err != nil {
 		return err
 	}
 	if !a.IsDir() {
@@ -171,7 +170,7 @@ func (f *FS) copyMeta(dir int, name string, id ID, a Attr) error {
 // inode number changes at the next mount, so a node that cannot bear it (the
 // kernel allows no user xattrs on symlinks and devices) goes without.
 func (f *FS) setOrigin(fd int, id ID, typ uint32) error {
-	mark := strconv.FormatUint(uint64(id), 10) + f.origin
+	mark := f.tree().originMark(id)
 	err := unix.Setxattr(procPath(fd, ""), f.up.prefix+xattrOrigin, []byte(mark), 0)
 	if typ != unix.S_IFREG && (err == unix.EPERM || err == unix.EOPNOTSUPP) {
 		return nil
@@ -277,13 +276,13 @@ func (f *FS) copyUpDir(id ID) (*node, error) {
 		}
 		return n, nil
 	}
-	if !f.tree.Has(id) {
+	if !f.tree().Has(id) {
 		return nil, unix.ESTALE
 	}
-	if !f.tree.IsDir(id) {
+	if !f.tree().IsDir(id) {
 		return nil, unix.ENOTDIR
 	}
-	at := f.tree.Names(id)[0]
+	at := f.tree().Names(id)[0]
 	d, err := f.copyUpDir(at.Dir)
 	if err != nil {
 		return nil, err
@@ -303,7 +302,7 @@ func (f *FS) makeDirCopy(id ID, d *node, name string) (*node, error) {
 	if err := unix.Mkdirat(f.up.work, temp, 0o700); err != nil {
 		return nil, err
 	}
-	err := f.copyMeta(f.up.work, temp, id, f.tree.Attr(id))
+	err := f.copyMeta(f.up.work, temp, id, f.tree().Attr(id))
 	var st unix.Stat_t
 	if err == nil {
 		err = unix.Fstatat(f.up.work, temp, &st, unix.AT_SYMLINK_NOFOLLOW)

@@ -111,7 +111,7 @@ func (f *FS) covers(d *node, name string, b birth) bool {
 	if b.typ != unix.S_IFDIR || !d.merged() {
 		return false
 	}
-	_, ok := f.tree.Lookup(d.lower, name)
+	_, ok := f.tree().Lookup(d.lower, name)
 	return ok
 }
 
@@ -183,6 +183,8 @@ func (f *FS) Symlink(_ context.Context, c Caller, dir ID, name, target string) (
 // Create makes and opens a regular file; one that is there already is EEXIST. flags are those of open(2).
 func (f *FS) Create(_ context.Context, c Caller, dir ID, name string, flags int, mode uint32) (ID, Attr, *File, error) {
 	fd := -1
+	f.life.RLock()
+	defer f.life.RUnlock()
 	id, a, err := f.bear(dir, name, birth{caller: c, typ: unix.S_IFREG, mode: mode &^ unix.S_IFMT, make: func(dir int, name string) (err error) {
 		fd, err = openAt(dir, name, unix.O_CREAT|unix.O_EXCL|openFlags(flags), mode&^unix.S_IFMT)
 		return err
@@ -193,7 +195,11 @@ func (f *FS) Create(_ context.Context, c Caller, dir ID, name string, flags int,
 		}
 		return 0, Attr{}, nil, err
 	}
-	return id, a, &File{fs: f, id: id, flags: openFlags(flags), fd: fd}, nil
+	h := &File{fs: f, id: id, flags: openFlags(flags), fd: fd}
+	if n := f.upperOf(id); n != nil {
+		h.keep(n)
+	}
+	return id, a, h, nil
 }
 
 // Link gives a node that is no directory one more name. It takes a reference, as Lookup does.
@@ -201,6 +207,8 @@ func (f *FS) Link(ctx context.Context, id, dir ID, name string) (ID, Attr, error
 	if err := checkName(name); err != nil {
 		return 0, Attr{}, err
 	}
+	f.life.RLock()
+	defer f.life.RUnlock()
 	n, err := f.copyUp(ctx, id, wholeFile)
 	if err != nil {
 		return 0, Attr{}, err

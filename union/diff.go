@@ -153,12 +153,12 @@ func (d *differ) sameNode(a, b spot) bool {
 	if a.up != nil || b.up != nil || a.none() || b.none() {
 		return false
 	}
-	la, ea := d.a.fs.tree.Origin(a.lower)
-	lb, eb := d.b.fs.tree.Origin(b.lower)
+	la, ea := d.a.fs.tree().Origin(a.lower)
+	lb, eb := d.b.fs.tree().Origin(b.lower)
 	if la < 0 || lb < 0 {
 		return la == lb
 	}
-	return ea == eb && d.a.fs.tree.layers[la].Same(d.b.fs.tree.layers[lb])
+	return ea == eb && d.a.fs.tree().layers[la].Same(d.b.fs.tree().layers[lb])
 }
 
 func (d *differ) isLinked(a, b spot) bool {

@@ -73,13 +73,13 @@ func (f *FS) inoOf(id ID) uint64 {
 	if n := f.node(id); n != nil {
 		return f.statIno(n)
 	}
-	return uint64(id)
+	return f.tree().ino(id)
 }
 
 func (f *FS) parentIno(id ID) uint64 {
 	n := f.node(id)
 	if n == nil || id == Root {
-		return f.inoOf(f.tree.Parent(id))
+		return f.inoOf(f.tree().Parent(id))
 	}
 	f.tab.Lock()
 	defer f.tab.Unlock()
@@ -93,7 +93,7 @@ func (f *FS) parentIno(id ID) uint64 {
 func (f *FS) list(id ID) ([]Dirent, error) {
 	n := f.node(id)
 	if n == nil {
-		if !f.tree.Has(id) {
+		if !f.tree().Has(id) {
 			return nil, unix.ESTALE
 		}
 		return f.listLower(id, nil), nil
@@ -122,9 +122,9 @@ func (f *FS) list(id ID) ([]Dirent, error) {
 // listLower lists a lower directory without the names that the upper one has or hides.
 func (f *FS) listLower(id ID, up map[string]*Dirent) []Dirent {
 	var list []Dirent
-	for name, id := range f.tree.Children(id) {
+	for name, id := range f.tree().Children(id) {
 		if _, hidden := up[name]; !hidden && !reserved(name) {
-			list = append(list, Dirent{name, id, f.inoOf(id), f.tree.Mode(id) & unix.S_IFMT})
+			list = append(list, Dirent{name, id, f.inoOf(id), f.tree().Mode(id) & unix.S_IFMT})
 		}
 	}
 	return list
@@ -174,9 +174,9 @@ func (f *FS) identify(d *node, fd int, name string, st *unix.Stat_t) (ID, uint64
 		return n.id, f.statIno(n)
 	}
 	if lower := f.lowerOf(d, fd, name, st); lower != 0 && f.node(lower) == nil {
-		return lower, uint64(lower)
+		return lower, f.tree().ino(lower)
 	}
-	return 0, st.Ino | bornIno
+	return 0, f.bornAs(st.Ino)
 }
 
 // An entry is what getdents64(2) says of a name.
@@ -211,22 +211,22 @@ func readEntries(dir int) ([]entry, error) {
 // positions are what yield was told as next. Of a tree that cannot change the
 // positions hold for ever; with an upper directory use OpenDir.
 func (f *FS) ReadDir(_ context.Context, id ID, off uint64, yield func(next uint64, e Dirent) bool) error {
-	if !f.tree.Has(id) {
+	if !f.tree().Has(id) {
 		return unix.ESTALE
 	}
-	if !f.tree.IsDir(id) {
+	if !f.tree().IsDir(id) {
 		return unix.ENOTDIR
 	}
-	dots := [2]Dirent{{".", id, uint64(id), unix.S_IFDIR}, {"..", 0, uint64(f.tree.Parent(id)), unix.S_IFDIR}}
+	dots := [2]Dirent{{".", id, uint64(id), unix.S_IFDIR}, {"..", 0, uint64(f.tree().Parent(id)), unix.S_IFDIR}}
 	for ; off < 2; off++ {
 		if !yield(off+1, dots[off]) {
 			return nil
 		}
 	}
 	for {
-		name, child, ok := f.tree.ChildAt(id, int(off-2))
+		name, child, ok := f.tree().ChildAt(id, int(off-2))
 		off++
-		if !ok || !yield(off, Dirent{name, child, uint64(child), f.tree.Mode(child) & unix.S_IFMT}) {
+		if !ok || !yield(off, Dirent{name, child, uint64(child), f.tree().Mode(child) & unix.S_IFMT}) {
 			return nil
 		}
 	}

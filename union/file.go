@@ -15,7 +15,8 @@ type File struct {
 	flags int
 
 	mu sync.Mutex
-	fd int // protected by mu; -1: lower, and not copied up so far as we saw
+	fd int   // protected by mu; -1: lower, and not copied up so far as we saw
+	n  *node // protected by mu; what fd is of
 }
 
 // openFlags are the flags of open(2) that the upper file is opened with. The
@@ -32,6 +33,8 @@ func (f *FS) Open(ctx context.Context, id ID, flags int) (*File, error) {
 	if write && f.ReadOnly() {
 		return nil, unix.EROFS
 	}
+	f.life.RLock()
+	defer f.life.RUnlock()
 	if write {
 		size := int64(wholeFile)
 		if flags&unix.O_TRUNC != 0 {
@@ -44,7 +47,7 @@ func (f *FS) Open(ctx context.Context, id ID, flags int) (*File, error) {
 	if err := h.openUpper(flags & unix.O_TRUNC); err != nil {
 		return nil, err
 	}
-	if _, ok := h.Fd(); !ok && (!f.tree.Has(id) || f.tree.Mode(id)&unix.S_IFMT != unix.S_IFREG) {
+	if _, ok := h.Fd(); !ok && (!f.tree().Has(id) || f.tree().Mode(id)&unix.S_IFMT != unix.S_IFREG) {
 		return nil, unix.EINVAL
 	}
 	return h, nil
@@ -61,6 +64,8 @@ func (h *File) openUpper(more int) error {
 	if h.fd >= 0 {
 		return nil
 	}
+	f.ns.RLock()
+	defer f.ns.RUnlock()
 	n := f.upperOf(h.id)
 	if n == nil {
 		return nil
@@ -68,8 +73,6 @@ func (h *File) openUpper(more int) error {
 	if n.typ != unix.S_IFREG {
 		return unix.EINVAL
 	}
-	f.ns.RLock()
-	defer f.ns.RUnlock()
 	return f.withPath(n, func(fd int) (err error) {
 		if more&unix.O_TRUNC != 0 {
 			f.writes.RLock()
@@ -77,8 +80,19 @@ func (h *File) openUpper(more int) error {
 			f.beforeTruncate(fd, 0)
 		}
 		h.fd, err = unix.Open(procPath(fd, ""), h.flags|more|unix.O_CLOEXEC, 0)
+		if err == nil {
+			h.keep(n)
+		}
 		return err
 	})
+}
+
+// keep has the node stay in the upper directory while h is open. FS.ns or FS.life is held.
+func (h *File) keep(n *node) {
+	h.fs.tab.Lock()
+	defer h.fs.tab.Unlock()
+	h.n = n
+	n.open++
 }
 
 // Fd is a descriptor of the file in the upper directory, if it has a part there.
@@ -144,7 +158,7 @@ func (f *FS) ReadAt(ctx context.Context, id ID, p []byte, off int64) (int, error
 		defer h.Close()
 		return h.ReadAt(ctx, p, off)
 	}
-	if !f.tree.Has(id) {
+	if !f.tree().Has(id) {
 		return 0, unix.ESTALE
 	}
 	return f.readLower(ctx, id, p, off)
@@ -191,14 +205,14 @@ func (h *File) Lseek(off int64, whence int) (int64, error) {
 
 // Lseek is File.Lseek of a lower file, without a handle.
 func (f *FS) Lseek(id ID, off int64, whence int) (int64, error) {
-	if !f.tree.Has(id) {
+	if !f.tree().Has(id) {
 		return 0, unix.ESTALE
 	}
-	size := f.tree.Attr(id).Size
+	size := f.tree().Attr(id).Size
 	if off < 0 || off >= size {
 		return 0, unix.ENXIO
 	}
-	start, end := f.tree.NextData(id, off)
+	start, end := f.tree().NextData(id, off)
 	switch {
 	case whence == unix.SEEK_HOLE && start > off:
 		return off, nil
@@ -254,5 +268,11 @@ func (h *File) Close() error {
 	}
 	err := unix.Close(h.fd)
 	h.fd = -1
+	if h.n != nil {
+		h.fs.tab.Lock()
+		h.n.open--
+		h.fs.tab.Unlock()
+		h.n = nil
+	}
 	return err
 }

@@ -15,15 +15,16 @@ import (
 // Its methods are what the kernel asks of a file system; their errors are
 // syscall.Errno, *DataError or the context's. They may be called in parallel.
 //
-// Locks, in this order: File.mu, copying (of one node, over a copy-up of content), ns
+// Locks, in this order: life, File.mu, copying (of one node, over a copy-up of content), ns
 // (the names in the upper directory; held for writing by what changes them),
 // writes (by what changes content and metadata), tab (the node table, for
 // moments), Moment.mu. None but writes is held over a read or write of a file's content.
 type FS struct {
-	tree *Tree
-	up   *Upper // nil: read-only
-	rec  *Recorder
+	lower atomic.Pointer[Tree] // replaced by Moment.Continue, under life and ns
+	up    *Upper               // nil: read-only
+	rec   *Recorder
 
+	life    sync.RWMutex           // held for reading over a call that uses a node after it let go of ns; for writing by Moment.Continue
 	writes  sync.RWMutex           // held for reading over what changes a node that has its name already; for writing by Mark
 	moment  atomic.Pointer[Moment] // the open one of Mark
 	copying idLocks
@@ -32,16 +33,16 @@ type FS struct {
 	nodes   map[ID]*node     // protected by tab; a lower node is here from its copy-up or removal on
 	byIno   map[uint64]*node // protected by tab; the same by backing inode number
 	next    ID               // protected by tab; the next ID for a node born in the upper directory
+	epoch   atomic.Uint64    // how often Continue emptied the upper directory
 	fds     dirFDs
-	origin  string // what ends the origin mark: it is of this tree
 }
 
 // New puts an upper directory above a tree; nil makes a read-only FS. The FS
 // owns neither. The process's umask must be 0, since modes come from the kernel as they are to be.
 func New(t *Tree, up *Upper) *FS {
-	f := &FS{tree: t, up: up, nodes: map[ID]*node{}, byIno: map[uint64]*node{}, next: ID(t.Len()) + 1}
+	f := &FS{up: up, nodes: map[ID]*node{}, byIno: map[uint64]*node{}, next: ID(t.Len()) + 1}
+	f.lower.Store(t)
 	f.fds.open = map[*node]*dirFD{}
-	f.origin = "@" + t.Digest().Encoded()[:16]
 	if up != nil {
 		var st unix.Stat_t
 		_ = unix.Fstat(up.root, &st)
@@ -63,7 +64,7 @@ func New(t *Tree, up *Upper) *FS {
 // dressRoot gives a new upper directory the metadata of the tree's root. Where
 // that is not possible the root only differs: the mount works all the same.
 func (f *FS) dressRoot() {
-	if err := f.copyMeta(f.up.root, ".", Root, f.tree.Attr(Root)); err != nil {
+	if err := f.copyMeta(f.up.root, ".", Root, f.tree().Attr(Root)); err != nil {
 		f.up.log.Warn("copy the metadata of the root directory", "err", err)
 	}
 }
@@ -94,19 +95,21 @@ func (f *FS) Recorder() *Recorder { return f.rec }
 
 // readLower reads a lower file for somebody who asked for its content.
 func (f *FS) readLower(ctx context.Context, id ID, p []byte, off int64) (int, error) {
-	n, err := f.tree.ReadAt(ctx, id, p, off)
+	n, err := f.tree().ReadAt(ctx, id, p, off)
 	f.rec.note(id, off, n)
 	return n, err
 }
 
 // Tree is the lower tree.
-func (f *FS) Tree() *Tree { return f.tree }
+func (f *FS) Tree() *Tree { return f.lower.Load() }
+
+func (f *FS) tree() *Tree { return f.lower.Load() }
 
 // ReadOnly tells whether there is no upper directory, or one that was opened only to be read.
 func (f *FS) ReadOnly() bool { return f.up == nil || f.up.o.ReadOnly }
 
 // HasXattrs is false when no node has, or can get, extended attributes.
-func (f *FS) HasXattrs() bool { return f.up != nil || f.tree.HasXattrs() }
+func (f *FS) HasXattrs() bool { return f.up != nil || f.tree().HasXattrs() }
 
 // Close closes the descriptors the FS keeps. No call may be under way.
 func (f *FS) Close() error {
@@ -214,15 +217,15 @@ func (f *FS) dotWhiteout(fd int, name string) bool {
 }
 
 func (f *FS) findLower(dir ID, name string, ref bool) (hit, error) {
-	if !f.tree.Has(dir) {
+	if !f.tree().Has(dir) {
 		return hit{}, unix.ESTALE
 	}
 	if len(name) > nameMax {
 		return hit{}, unix.ENAMETOOLONG
 	}
-	id, ok := f.tree.Lookup(dir, name)
+	id, ok := f.tree().Lookup(dir, name)
 	if !ok {
-		if !f.tree.IsDir(dir) {
+		if !f.tree().IsDir(dir) {
 			return hit{}, unix.ENOTDIR
 		}
 		return hit{}, unix.ENOENT
@@ -241,7 +244,7 @@ func (f *FS) Lookup(_ context.Context, dir ID, name string) (ID, Attr, error) {
 		if err != nil {
 			return 0, Attr{}, err
 		}
-		return h.id, f.tree.Attr(h.id), nil
+		return h.id, f.tree().Attr(h.id), nil
 	}
 	f.ns.RLock()
 	defer f.ns.RUnlock()
@@ -261,15 +264,26 @@ func (f *FS) attr(h hit) Attr {
 }
 
 // bornIno marks the inode numbers of nodes born in the upper directory, so
-// that they cannot meet those of the tree. File systems number below it.
-const bornIno = 1 << 62
+// that they cannot meet those of the tree, and bornEpoch those that were born after
+// Continue, when a file system may give the numbers of what went to a layer again.
+// File systems number below them.
+const (
+	bornIno   = 1 << 62
+	bornEpoch = 1 << 54
+)
+
+// bornAs is the st_ino of a node born in the upper directory.
+func (f *FS) bornAs(ino uint64) uint64 { return ino + bornIno + f.epoch.Load()%(1<<7)*bornEpoch }
 
 // statIno is the st_ino of an upper node: the lower node's where it comes from one.
 func (f *FS) statIno(n *node) uint64 {
-	if f.tree.Has(n.id) {
-		return uint64(n.id)
+	switch t := f.tree(); {
+	case t.Has(n.id):
+		return t.ino(n.id)
+	case n.shown != 0:
+		return n.shown
 	}
-	return n.ino | bornIno
+	return f.bornAs(n.ino)
 }
 
 func (f *FS) statAttr(n *node, st *unix.Stat_t) Attr {
@@ -291,11 +305,11 @@ func (f *FS) dirLinks(n *node, backing uint32) uint32 {
 	if known > 0 {
 		return known
 	}
-	links := f.tree.nodes[n.lower-1].nlink
+	links := f.tree().nodes[n.lower-1].nlink
 	err := f.dir(n, func(fd int) error {
 		entries, err := readEntries(fd)
 		for _, e := range entries {
-			if id, ok := f.tree.Lookup(n.lower, e.name); ok && f.tree.IsDir(id) {
+			if id, ok := f.tree().Lookup(n.lower, e.name); ok && f.tree().IsDir(id) {
 				links-- // merged with the upper one, or hidden
 			}
 			if e.typ == unix.S_IFDIR {
@@ -325,7 +339,7 @@ func statTime(t unix.Timespec) Time { return Time{t.Sec, uint32(t.Nsec)} }
 // lowerAttr is the attributes of a node without an upper part. Names of it
 // that are hidden by now do not count as links.
 func (f *FS) lowerAttr(id ID) Attr {
-	a := f.tree.Attr(id)
+	a := f.tree().Attr(id)
 	if f.up == nil || a.IsDir() && f.node(id) == nil {
 		return a
 	}
@@ -340,7 +354,7 @@ func (f *FS) lowerAttr(id ID) Attr {
 // visibleNames lists the names at which a lower node without an upper part still shows. FS.ns is held.
 func (f *FS) visibleNames(id ID) []Name {
 	var names []Name
-	for _, n := range f.tree.Names(id) {
+	for _, n := range f.tree().Names(id) {
 		if f.visible(n, id) {
 			names = append(names, n)
 		}
@@ -361,7 +375,7 @@ func (f *FS) alive(dir ID) bool {
 	if n := f.node(dir); n != nil {
 		return !n.gone
 	}
-	return f.visible(f.tree.Names(dir)[0], dir)
+	return f.visible(f.tree().Names(dir)[0], dir)
 }
 
 // statNode is fstat of a node with an upper part. FS.ns is held.
@@ -382,10 +396,10 @@ func (f *FS) statNode(n *node, st *unix.Stat_t) error {
 // Getattr is stat(2) of a node; h is an open file of it, or nil.
 func (f *FS) Getattr(_ context.Context, id ID, h *File) (Attr, error) {
 	if f.up == nil {
-		if !f.tree.Has(id) {
+		if !f.tree().Has(id) {
 			return Attr{}, unix.ESTALE
 		}
-		return f.tree.Attr(id), nil
+		return f.tree().Attr(id), nil
 	}
 	f.ns.RLock()
 	defer f.ns.RUnlock()
@@ -400,7 +414,7 @@ func (f *FS) getattr(id ID) (Attr, error) {
 		}
 		return f.statAttr(n, &st), nil
 	}
-	if !f.tree.Has(id) {
+	if !f.tree().Has(id) {
 		return Attr{}, unix.ESTALE
 	}
 	return f.lowerAttr(id), nil
@@ -415,13 +429,13 @@ func (f *FS) Readlink(_ context.Context, id ID) (string, error) {
 	if n := f.upperOf(id); n != nil {
 		return f.readlinkUpper(n)
 	}
-	if !f.tree.Has(id) {
+	if !f.tree().Has(id) {
 		return "", unix.ESTALE
 	}
-	if f.tree.Mode(id)&unix.S_IFMT != unix.S_IFLNK {
+	if f.tree().Mode(id)&unix.S_IFMT != unix.S_IFLNK {
 		return "", unix.EINVAL
 	}
-	return f.tree.Readlink(id), nil
+	return f.tree().Readlink(id), nil
 }
 
 func (f *FS) readlinkUpper(n *node) (target string, err error) {
@@ -435,8 +449,8 @@ func (f *FS) readlinkUpper(n *node) (target string, err error) {
 // Statfs is the upper directory's file system, or the size of the tree.
 func (f *FS) Statfs(context.Context) (Statfs, error) {
 	if f.ReadOnly() {
-		n := uint64(f.tree.size+blockSize-1) / blockSize
-		return Statfs{Blocks: n, Files: uint64(f.tree.Len()), Bsize: blockSize, NameLen: nameMax}, nil
+		n := uint64(f.tree().size+blockSize-1) / blockSize
+		return Statfs{Blocks: n, Files: uint64(f.tree().Len()), Bsize: blockSize, NameLen: nameMax}, nil
 	}
 	var st syscall.Statfs_t
 	if err := syscall.Fstatfs(f.up.root, &st); err != nil {

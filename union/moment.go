@@ -45,6 +45,7 @@ type record struct {
 	mode, uid, gid uint32
 	nlink          uint32
 	num            uint64 // inode number, or of recordLower the ID
+	id             ID     // of an upper node that the table knew; else 0
 	rdev           uint64
 	size           int64
 	mtime          Time
@@ -117,7 +118,7 @@ func (f *FS) Mark(ctx context.Context) (*Moment, error) {
 	if !f.moment.CompareAndSwap(nil, m) {
 		return nil, ErrMarked
 	}
-	m.since = clock(unix.CLOCK_REALTIME_COARSE)
+	m.since = nextTick() // what was just written is told from what comes: Continue depends on it
 	if err := m.fill(ctx); err != nil {
 		m.Close()
 		return nil, err
@@ -177,7 +178,7 @@ func dirPath(it *item) string {
 }
 
 func (f *FS) rootUnchanged(it *item) (bool, error) {
-	now, was := f.itemAttr(it), f.tree.Attr(Root)
+	now, was := f.itemAttr(it), f.tree().Attr(Root)
 	same, err := f.sameMeta(it, now, was)
 	return same && now.Mtime == was.Mtime, err
 }
@@ -214,6 +215,16 @@ func (m *Moment) records() iter.Seq[*record] {
 	}
 }
 
+// idByIno is the ID of an upper node that the table knows; else 0.
+func (f *FS) idByIno(ino uint64) ID {
+	f.tab.Lock()
+	defer f.tab.Unlock()
+	if n := f.byIno[ino]; n != nil {
+		return n.id
+	}
+	return 0
+}
+
 func (m *Moment) record(it *item, dir *markedDir) (record, error) {
 	r := record{dir: dir, name: strings.Clone(it.name)}
 	if it.path == "" {
@@ -225,9 +236,9 @@ func (m *Moment) record(it *item, dir *markedDir) (record, error) {
 	}
 	a := m.fs.itemAttr(it)
 	r.mode, r.uid, r.gid, r.nlink, r.rdev, r.size, r.mtime = a.Mode, a.UID, a.GID, a.Nlink, a.Rdev, a.Size, a.Mtime
-	r.num = it.st.Ino
+	r.num, r.id = it.st.Ino, m.fs.idByIno(it.st.Ino)
 	if it.dir < 0 {
-		r.kind, r.num = recordLower, uint64(it.from)
+		r.kind, r.num, r.id = recordLower, uint64(it.from), 0
 	}
 	var more recordMore
 	var err error

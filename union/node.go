@@ -9,7 +9,7 @@ import (
 
 // A node is a node that has, or had, a part in the upper directory, or that was removed.
 //
-// id, typ and ino never change. The rest is protected by FS.tab; places, fd and
+// id and typ never change, ino only by Moment.Continue. The rest is protected by FS.tab; places, fd and
 // gone change only while FS.ns is held for writing, so that a reader of FS.ns
 // sees one state of them (a lookup may add a place).
 type node struct {
@@ -23,6 +23,9 @@ type node struct {
 	refs   uint64  // lookups of the kernel
 	kids   int     // places of other nodes in this directory
 	links  uint32  // st_nlink of a merged directory; 0: not counted
+	open   int     // files that are open on it
+	shown  uint64  // st_ino of a born node that had it before Continue; 0: that of ino
+	sent   Time    // a layer of the tree has it as it was at this time of change (Moment.Continue); zero: none
 }
 
 // A place is a name in an upper directory.

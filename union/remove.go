@@ -63,7 +63,7 @@ func (f *FS) typeOf(h hit) uint32 {
 	if h.n != nil {
 		return h.n.typ
 	}
-	return f.tree.Mode(h.id) & unix.S_IFMT
+	return f.tree().Mode(h.id) & unix.S_IFMT
 }
 
 // hidesLower tells whether a name taken away from an upper directory would let a lower entry show.
@@ -71,7 +71,7 @@ func (f *FS) hidesLower(d *node, name string) bool {
 	if !d.merged() {
 		return false
 	}
-	_, ok := f.tree.Lookup(d.lower, name)
+	_, ok := f.tree().Lookup(d.lower, name)
 	return ok
 }
 
@@ -113,7 +113,7 @@ func (f *FS) keep(h hit, d *node, name string) error {
 		return nil
 	}
 	f.tab.Lock()
-	others := len(n.places) > 1 || n.refs == 0 && !f.tree.Has(n.id)
+	others := len(n.places) > 1 || n.refs == 0 && !f.tree().Has(n.id)
 	f.tab.Unlock()
 	if others {
 		return nil
@@ -137,7 +137,7 @@ func (f *FS) removed(h hit, d *node, name string, done bool) {
 		f.linkedLocked(d, h, -1)
 	}
 	if n == nil {
-		if done && f.tree.IsDir(h.id) {
+		if done && f.tree().IsDir(h.id) {
 			f.nodes[h.id] = &node{id: h.id, lower: h.id, typ: unix.S_IFDIR, fd: -1, gone: true}
 		}
 		return

@@ -112,7 +112,7 @@ func (f *FS) lift(ctx context.Context, h hit) error {
 	if h.n != nil {
 		dir = h.n.lower
 	}
-	for _, id := range f.tree.linkedOut(dir) {
+	for _, id := range f.tree().linkedOut(dir) {
 		if _, err := f.copyUp(ctx, id, wholeFile); err != nil {
 			return err
 		}
@@ -182,7 +182,7 @@ func (f *FS) prepareDir(h *hit, from *node, oldName string, to *node, newName st
 	}
 	return f.dir(from, func(dir int) error {
 		if h.n.merged() {
-			return f.up.markRedirect(dir, oldName, "/"+f.tree.Path(h.n.lower))
+			return f.up.markRedirect(dir, oldName, "/"+f.tree().Path(h.n.lower))
 		}
 		if f.hidesLower(to, newName) {
 			return f.markOpaque(dir, oldName)

@@ -12,6 +12,8 @@ func (f *FS) Setattr(ctx context.Context, id ID, h *File, s SetAttr) (Attr, erro
 	if s.Size != nil {
 		size = *s.Size
 	}
+	f.life.RLock()
+	defer f.life.RUnlock()
 	n, err := f.copyUp(ctx, id, size)
 	if err != nil {
 		return Attr{}, err

@@ -91,7 +91,7 @@ func (f *FS) showLower(dir ID, name string) (s shown, err error) {
 		return s, err
 	}
 	if h.n == nil {
-		return lowerShown(f.tree, h.id), nil
+		return lowerShown(f.tree(), h.id), nil
 	}
 	err = f.withPath(h.n, func(fd int) (err error) {
 		s, err = f.showFD(fd)
@@ -111,7 +111,7 @@ func lowerShown(t *Tree, id ID) shown {
 
 func (f *FS) showRoot() (shown, error) {
 	if f.up == nil {
-		return lowerShown(f.tree, Root), nil
+		return lowerShown(f.tree(), Root), nil
 	}
 	s, err := f.showFD(f.up.root)
 	s.id = Root

@@ -70,7 +70,7 @@ func (m *Moment) snapshot() *snapshot {
 
 // lowerDir is the directory that a lower one has at a name; 0: none.
 func (f *FS) lowerDir(dir ID, name string) ID {
-	if id := f.lowerAt(dir, name); id != 0 && f.tree.IsDir(id) {
+	if id := f.lowerAt(dir, name); id != 0 && f.tree().IsDir(id) {
 		return id
 	}
 	return 0
@@ -107,7 +107,7 @@ func (s *snapshot) children(d spot) iter.Seq2[string, spot] {
 	}
 	names := slices.Collect(maps.Keys(d.up.kids))
 	if d.up.lower != 0 {
-		for name := range s.fs.tree.Children(d.up.lower) {
+		for name := range s.fs.tree().Children(d.up.lower) {
 			if d.up.kids[name] == nil {
 				names = append(names, name)
 			}
@@ -125,7 +125,7 @@ func (s *snapshot) children(d spot) iter.Seq2[string, spot] {
 
 func (s *snapshot) lowerChildren(d ID) iter.Seq2[string, spot] {
 	return func(yield func(string, spot) bool) {
-		for name, id := range s.fs.tree.Children(d) {
+		for name, id := range s.fs.tree().Children(d) {
 			if !yield(name, spot{lower: id}) {
 				return
 			}
@@ -142,9 +142,9 @@ func (s *snapshot) record(dir *markedDir, name string, n spot) *record {
 	if n.up != nil {
 		id = Root
 	}
-	a := s.fs.tree.Attr(id)
+	a := s.fs.tree().Attr(id)
 	r := &record{dir: dir, name: name, kind: recordLower, num: uint64(id), mode: a.Mode, uid: a.UID, gid: a.GID, nlink: a.Nlink, rdev: a.Rdev, size: a.Size, mtime: a.Mtime}
-	if e := s.fs.tree.entry(id); len(e.Xattrs) > 0 || e.Link != "" {
+	if e := s.fs.tree().entry(id); len(e.Xattrs) > 0 || e.Link != "" {
 		r.more = &recordMore{link: e.Link, xattrs: e.Xattrs}
 	}
 	return r
@@ -160,14 +160,14 @@ func (s *snapshot) typ(n spot) uint32 {
 	if n.up != nil {
 		return unix.S_IFDIR
 	}
-	return s.fs.tree.Mode(n.lower) & unix.S_IFMT
+	return s.fs.tree().Mode(n.lower) & unix.S_IFMT
 }
 
 func (s *snapshot) nlink(n spot) uint32 {
 	if n.up != nil && n.up.rec != nil {
 		return n.up.rec.nlink
 	}
-	return s.fs.tree.nodes[max(n.lower, Root)-1].nlink
+	return s.fs.tree().nodes[max(n.lower, Root)-1].nlink
 }
 
 func (s *snapshot) isDir(n spot) bool { return s.typ(n) == unix.S_IFDIR }
@@ -195,8 +195,8 @@ func (s *snapshot) resolve(path string) spot {
 func (s *snapshot) names(n spot) []string {
 	paths := slices.Clone(s.linked[s.key(n)])
 	if n.up == nil {
-		for _, l := range s.fs.tree.links[n.lower] {
-			p := join(s.fs.tree.Path(l.dir), s.fs.tree.name(l.dirent))
+		for _, l := range s.fs.tree().links[n.lower] {
+			p := join(s.fs.tree().Path(l.dir), s.fs.tree().name(l.dirent))
 			if s.root == nil || s.resolve(p) == n {
 				paths = append(paths, p)
 			}
@@ -210,7 +210,7 @@ func (s *snapshot) names(n spot) []string {
 // by now, and nobody kept this one.
 func (s *snapshot) open(ctx context.Context, n spot) (c content, done func(), err error) {
 	if n.up == nil {
-		return &lowerContent{ctx, s.fs.tree, n.lower}, func() {}, nil
+		return &lowerContent{ctx, s.fs.tree(), n.lower}, func() {}, nil
 	}
 	fd, kept, err := s.m.open(n.up.rec)
 	if err != nil {
@@ -236,6 +236,6 @@ func (s *snapshot) sums(n spot) ([]layer.Sum, bool) {
 	if n.up != nil {
 		return nil, false
 	}
-	lay, entry := s.fs.tree.Origin(n.lower)
-	return s.fs.tree.layers[lay].Sums(entry)
+	lay, entry := s.fs.tree().Origin(n.lower)
+	return s.fs.tree().layers[lay].Sums(entry)
 }

@@ -13,7 +13,7 @@ import (
 func (m *Moment) squashed() iter.Seq[*record] {
 	s := m.snapshot()
 	root := s.record(nil, "", s.rootSpot())
-	listed := root.kind == recordUpper || m.fs.tree.entry(Root).Explicit
+	listed := root.kind == recordUpper || m.fs.tree().entry(Root).Explicit
 	if m.fs.up != nil {
 		root.kind = recordUpper // be it as it was
 	}
@@ -42,7 +42,7 @@ func (s *snapshot) each(dir *markedDir, d spot, yield func(*record) bool) bool {
 // fetched, some MB ahead.
 func (f *FS) fetched(ctx context.Context, records iter.Seq[*record]) iter.Seq[*record] {
 	return func(yield func(*record) bool) {
-		ahead := f.tree.readAhead(ctx, lowerFiles(records))
+		ahead := f.tree().readAhead(ctx, lowerFiles(records))
 		defer ahead.stop()
 		for r := range records {
 			if r.kind == recordLower {

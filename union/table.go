@@ -1,7 +1,6 @@
 package union
 
 import (
-	"strconv"
 	"strings"
 	"sync"
 
@@ -54,7 +53,7 @@ func (f *FS) lowerOf(d *node, fd int, name string, st *unix.Stat_t) ID {
 	if !d.merged() {
 		return 0
 	}
-	if id, ok := f.tree.Lookup(d.lower, name); ok && f.tree.IsDir(id) {
+	if id, ok := f.tree().Lookup(d.lower, name); ok && f.tree().IsDir(id) {
 		return id
 	}
 	return 0
@@ -66,11 +65,11 @@ func (f *FS) redirected(dir ID, to string) ID {
 	var id ID
 	var err error
 	if strings.HasPrefix(to, "/") {
-		id, err = f.tree.Resolve(to)
+		id, err = f.tree().Resolve(to)
 	} else if dir != 0 {
-		id, _ = f.tree.Lookup(dir, to)
+		id, _ = f.tree().Lookup(dir, to)
 	}
-	if err != nil || id == 0 || !f.tree.IsDir(id) {
+	if err != nil || id == 0 || !f.tree().IsDir(id) {
 		return 0
 	}
 	return id
@@ -82,9 +81,8 @@ func (f *FS) originOf(fd int, name string, typ uint32) ID {
 	if err != nil {
 		return 0
 	}
-	num, ours := strings.CutSuffix(string(v), f.origin)
-	n, err := strconv.ParseUint(num, 10, 64)
-	if id := ID(n); ours && err == nil && f.tree.Has(id) && f.tree.Mode(id)&unix.S_IFMT == typ {
+	t := f.tree()
+	if id := t.originID(string(v)); t.Has(id) && t.Mode(id)&unix.S_IFMT == typ {
 		return id
 	}
 	return 0
@@ -92,7 +90,7 @@ func (f *FS) originOf(fd int, name string, typ uint32) ID {
 
 // Forget gives references back. A node born in the upper directory that has none left leaves the table.
 func (f *FS) Forget(id ID, refs uint64) {
-	if f.up == nil || f.tree.Has(id) {
+	if f.up == nil || f.tree().Has(id) {
 		return // lower nodes stay: the kernel's references to them before a copy-up were never counted
 	}
 	f.tab.Lock()
@@ -107,7 +105,7 @@ func (f *FS) Forget(id ID, refs uint64) {
 
 // releaseLocked takes a node that nobody refers to out of the table, and its directories likewise.
 func (f *FS) releaseLocked(n *node) {
-	if f.tree.Has(n.id) || n.refs > 0 || n.kids > 0 || f.nodes[n.id] != n {
+	if f.tree().Has(n.id) || n.refs > 0 || n.kids > 0 || f.nodes[n.id] != n {
 		return
 	}
 	delete(f.nodes, n.id)

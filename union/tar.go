@@ -152,7 +152,7 @@ func (t *tarWriter) add(ctx context.Context, r *record) error {
 	}
 	if r.kind == recordLower {
 		t.result.Fetched += r.size
-		return t.addFile(h, &lowerContent{ctx, t.fs.tree, ID(r.num)})
+		return t.addFile(h, &lowerContent{ctx, t.fs.tree(), ID(r.num)})
 	}
 	return t.addUpper(h, r)
 }

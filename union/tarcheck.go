@@ -112,7 +112,7 @@ func (c *tarCheck) ended() error {
 	if err != nil {
 		return err
 	}
-	was := lowerShown(c.fs.tree, Root)
+	was := lowerShown(c.fs.tree(), Root)
 	was.xattrs, root.xattrs = c.o.keptXattrs(was.xattrs), c.o.keptXattrs(root.xattrs)
 	if field, got, want := compareShown(was, root); field != "" {
 		return c.differs(root.Ctime, "", "no entry, but its %s is %v, not %v", field, want, got)
@@ -254,7 +254,7 @@ func (c *tarCheck) compareNames(d *checkDir) error {
 	if d.lower == 0 {
 		return nil
 	}
-	for name := range c.fs.tree.Children(d.lower) {
+	for name := range c.fs.tree().Children(d.lower) {
 		if err := c.lowerName(d, list, name); err != nil {
 			return err
 		}
@@ -271,7 +271,7 @@ func (c *tarCheck) shownName(d *checkDir, e Dirent) error {
 	if contains(d.named, e.Name) || e.Mode == unix.S_IFSOCK {
 		return nil
 	}
-	if e.ID != 0 && e.ID == c.fs.lowerAt(d.lower, e.Name) && c.fs.upperOf(e.ID) == nil {
+	if e.ID != 0 && e.ID == c.fs.lowerAt(d.lower, e.Name) && c.fs.asBelow(e.ID) {
 		return nil
 	}
 	s, err := c.fs.show(d.id, e.Name, false)
@@ -279,6 +279,18 @@ func (c *tarCheck) shownName(d *checkDir, e Dirent) error {
 		s.Ctime = Time{}
 	}
 	return c.differs(s.Ctime, p, "no entry")
+}
+
+// asBelow tells whether a node is as the tree has it.
+func (f *FS) asBelow(id ID) bool {
+	n := f.upperOf(id)
+	if n == nil {
+		return true
+	}
+	f.ns.RLock()
+	defer f.ns.RUnlock()
+	var st unix.Stat_t
+	return n.sent != Time{} && f.statNode(n, &st) == nil && n.sent == statTime(st.Ctim)
 }
 
 // lowerName: what the base has shows, or there is a whiteout.

@@ -37,13 +37,13 @@ func (t *touch) below(name string) *touch {
 // have something to say of.
 func touches(a, b *snapshot) *touch {
 	root := &touch{}
-	common := commonLayers(a.fs.tree.layers, b.fs.tree.layers)
+	common := commonLayers(a.fs.tree().layers, b.fs.tree().layers)
 	if common == 0 {
 		root.all = true
 		return root
 	}
 	for _, s := range []*snapshot{a, b} {
-		for _, l := range s.fs.tree.layers[common:] {
+		for _, l := range s.fs.tree().layers[common:] {
 			root.addLayer(l)
 		}
 		if s.root != nil {

@@ -28,10 +28,11 @@ type Tree struct {
 	xattrs  bool
 	defects []layer.Defect
 	digest  digest.Digest
+	numbers *numbering // nil: IDs are as Merge gave them
 }
 
 type treeNode struct {
-	layer       int32 // -1: the root of a tree without layers
+	layer       int32 // -1: the root of a tree without layers; noLayer: no node
 	entry       layer.ID
 	parent      uint32 // the directory of the first name
 	name        uint32 // the first name, an index into dirents
@@ -100,7 +101,9 @@ func (t *Tree) finish() {
 func (t *Tree) Len() int { return len(t.nodes) }
 
 // Has tells whether id is a node of the tree.
-func (t *Tree) Has(id ID) bool { return id >= Root && id <= ID(len(t.nodes)) }
+func (t *Tree) Has(id ID) bool {
+	return id >= Root && id <= ID(len(t.nodes)) && t.nodes[id-1].layer != noLayer
+}
 
 // Digest is the digest of the list of layer digests. It names the tree: an upper directory belongs to one.
 func (t *Tree) Digest() digest.Digest { return t.digest }
@@ -123,10 +126,10 @@ func (t *Tree) entry(id ID) layer.Entry {
 	return e
 }
 
-// Attr is the node's attributes. Ino is the ID.
+// Attr is the node's attributes. Ino is the ID, but for a tree that took the place of another on a live mount.
 func (t *Tree) Attr(id ID) Attr {
 	a := entryAttr(t.entry(id))
-	a.Ino, a.Nlink = uint64(id), t.nodes[id-1].nlink
+	a.Ino, a.Nlink = t.ino(id), t.nodes[id-1].nlink
 	if a.Type() == syscall.S_IFREG {
 		a.Blocks = t.blocks(id, a.Size)
 	}

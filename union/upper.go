@@ -38,7 +38,8 @@ type UpperOptions struct {
 // in the trusted namespace where the process may use it, else in user. Our own
 // marks lie below overlay.layerfs., where overlayfs ignores them.
 type Upper struct {
-	root, work int // descriptors of the two directories; work is -1 for ReadOnly
+	root, work int    // descriptors of the two directories; work is -1 for ReadOnly
+	dir        string // absolute path of the upper one
 	prefix     string
 	dotWh      bool          // whiteouts may be .wh. files: another program made the directory
 	redirects  bool          // there may be renamed lower directories; protected by FS.ns
@@ -88,6 +89,9 @@ func (u *Upper) open(dir, work string) (err error) {
 		}
 	}
 	if u.root, err = openDir(dir); err != nil {
+		return err
+	}
+	if u.dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
 	if !u.o.ReadOnly {

@@ -57,7 +57,7 @@ func (f *FS) walkDir(ctx context.Context, fd int, d *item, visit func(*item) err
 	}
 	list := make([]*item, 0, len(shown))
 	for _, it := range shown {
-		if it != nil {
+		if it != nil && !f.sentAs(it) {
 			list = append(list, it)
 		}
 	}
@@ -102,7 +102,7 @@ func (f *FS) shownIn(fd int, d *item) (map[string]*item, error) {
 
 // throughIn adds what shows through a directory that was renamed: for a layer all of it is new.
 func (f *FS) throughIn(d *item, shown map[string]*item) {
-	for name, id := range f.tree.Children(d.through) {
+	for name, id := range f.tree().Children(d.through) {
 		if _, ok := shown[name]; !ok {
 			shown[name] = &item{path: join(d.path, name), dir: -1, name: name, from: id, lower: f.lowerAt(d.lower, name)}
 		}
@@ -115,7 +115,7 @@ func (f *FS) hiddenIn(d *item, shown map[string]*item) []*item {
 		return nil
 	}
 	var list []*item
-	for name, id := range f.tree.Children(d.lower) {
+	for name, id := range f.tree().Children(d.lower) {
 		it, touched := shown[name]
 		if it == nil && (touched || d.through != d.lower) {
 			list = append(list, &item{path: join(d.path, name), dir: -1, name: name, whiteout: true, lower: id})
@@ -143,10 +143,22 @@ func (f *FS) walkItem(ctx context.Context, d, it *item, visit func(*item) error)
 	return f.walkDir(ctx, fd, f.asDir(it), visit)
 }
 
+// sentAs tells whether the tree below has an upper file, at the same path, as it is:
+// it stayed because it was open when a commit went on.
+func (f *FS) sentAs(it *item) bool {
+	if it.dir < 0 || f.epoch.Load() == 0 || it.lower == 0 {
+		return false
+	}
+	f.tab.Lock()
+	defer f.tab.Unlock()
+	n := f.byIno[it.st.Ino]
+	return n != nil && n.id == it.lower && n.sent != Time{} && n.sent == statTime(it.st.Ctim)
+}
+
 // asDir is a directory for the sake of what is in it: a lower entry that is none has nothing to compare with.
 func (f *FS) asDir(it *item) *item {
 	d := *it
-	if d.lower != 0 && !f.tree.IsDir(d.lower) {
+	if d.lower != 0 && !f.tree().IsDir(d.lower) {
 		d.lower = 0
 	}
 	return &d
@@ -160,7 +172,7 @@ func (f *FS) showsThrough(d, it *item) ID {
 	if to, err := lgetxattrAt(it.dir, it.name, f.up.prefix+xattrRedirect); err == nil {
 		return f.redirected(d.through, string(to))
 	}
-	if it.below != 0 && f.tree.IsDir(it.below) {
+	if it.below != 0 && f.tree().IsDir(it.below) {
 		return it.below
 	}
 	return 0
@@ -171,12 +183,12 @@ func (f *FS) walkThrough(ctx context.Context, it *item, visit func(*item) error)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := visit(it); err != nil || !f.tree.IsDir(it.from) {
+	if err := visit(it); err != nil || !f.tree().IsDir(it.from) {
 		return err
 	}
 	d := f.asDir(it)
 	shown := map[string]*item{}
-	for name, id := range f.tree.Children(it.from) {
+	for name, id := range f.tree().Children(it.from) {
 		shown[name] = &item{path: join(it.path, name), dir: -1, name: name, from: id, lower: f.lowerAt(d.lower, name)}
 	}
 	for _, w := range f.hiddenIn(d, shown) {
@@ -184,7 +196,7 @@ func (f *FS) walkThrough(ctx context.Context, it *item, visit func(*item) error)
 			return err
 		}
 	}
-	for name := range f.tree.Children(it.from) {
+	for name := range f.tree().Children(it.from) {
 		if err := f.walkThrough(ctx, shown[name], visit); err != nil {
 			return err
 		}
@@ -196,7 +208,7 @@ func (f *FS) lowerAt(dir ID, name string) ID {
 	if dir == 0 {
 		return 0
 	}
-	id, _ := f.tree.Lookup(dir, name)
+	id, _ := f.tree().Lookup(dir, name)
 	return id
 }
 
@@ -210,7 +222,7 @@ func join(dir, name string) string {
 // itemAttr is what the item looks like through the union.
 func (f *FS) itemAttr(it *item) Attr {
 	if it.dir < 0 {
-		return f.tree.Attr(it.from)
+		return f.tree().Attr(it.from)
 	}
 	return f.statAttr(&node{ino: it.st.Ino}, &it.st)
 }

@@ -40,10 +40,10 @@ func (f *FS) Getxattr(_ context.Context, id ID, name string) (value []byte, err 
 		})
 		return value, err
 	}
-	if !f.tree.Has(id) {
+	if !f.tree().Has(id) {
 		return nil, unix.ESTALE
 	}
-	for _, x := range f.tree.Xattrs(id) {
+	for _, x := range f.tree().Xattrs(id) {
 		if x.Name == name {
 			return x.Value, nil
 		}
@@ -64,10 +64,10 @@ func (f *FS) Listxattr(_ context.Context, id ID) (names []string, err error) {
 		})
 		return names, err
 	}
-	if !f.tree.Has(id) {
+	if !f.tree().Has(id) {
 		return nil, unix.ESTALE
 	}
-	for _, x := range f.tree.Xattrs(id) {
+	for _, x := range f.tree().Xattrs(id) {
 		names = append(names, x.Name)
 	}
 	return names, nil
@@ -102,6 +102,8 @@ func (f *FS) Removexattr(ctx context.Context, id ID, name string) error {
 }
 
 func (f *FS) changeXattr(ctx context.Context, id ID, change func(fd int) error) error {
+	f.life.RLock()
+	defer f.life.RUnlock()
 	n, err := f.copyUp(ctx, id, wholeFile)
 	if err != nil {
 		return err
