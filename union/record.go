@@ -113,6 +113,13 @@ func (rec *recording) add(t *Tree, id ID, parts uint64) {
 	}
 }
 
+// stop ends the listening: what is read from now on is of another image.
+func (r *Recorder) stop() {
+	if r != nil {
+		r.live.Store(nil)
+	}
+}
+
 // Pushed says that the kernel was given all of a file before anybody asked: it
 // will not ask, and nobody knows whether the file is read.
 func (r *Recorder) Pushed(id ID) {
@@ -130,6 +137,9 @@ func (r *Recorder) Pushed(id ID) {
 func (r *Recorder) Run(ctx context.Context, save func(Profile)) {
 	defer r.live.Store(nil)
 	rec := r.live.Load()
+	if rec == nil {
+		return // stopped
+	}
 	var over <-chan time.Time
 	saved := false
 	for pause := time.Second; ; pause *= 2 {

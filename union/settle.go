@@ -164,6 +164,7 @@ func (c *continuing) settle(temp string) {
 	f.tab.Unlock()
 	f.up.redirects, f.up.dotWh = c.root.moved(), false
 	f.up.o.Base, f.up.o.BaseRef, f.up.baseRef = c.next.Digest(), c.ref, c.ref
+	f.rec.stop()
 	f.lower.Store(c.live)
 	f.epoch.Add(1)
 	c.markFiles(c.root)

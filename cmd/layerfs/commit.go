@@ -26,7 +26,14 @@ fetched: a registry that has them mounts them into the new repository.
 
 With --squash the new image has one layer of all that shows. Its content is fetched
 and read through, and stored nowhere but in the cache. In place of DIR an image may
-stand then, or IMAGE@N: its layers 1 to N.`,
+stand then, or IMAGE@N: its layers 1 to N.
+
+With --continue the mount goes on from the new image. Its upper directory loses what
+the new layer has, and the next commit holds and sends only what is written from
+now on. Processes notice nothing: open files, working directories and inode numbers
+stay. A file that is open stays in the upper directory too, and so does one of which
+the layer has not all (a later time than SOURCE_DATE_EPOCH, a socket). The new layer
+is in the local cache at once.`,
 	setup: setupCommit,
 }
 
@@ -36,7 +43,7 @@ type commitFlags struct {
 	level                        int
 	changes                      []string
 	epoch                        int64
-	allowLoss, squash            bool
+	allowLoss, squash, goOn      bool
 }
 
 func setupCommit(flags *pflag.FlagSet) runFunc {
@@ -49,7 +56,11 @@ func setupCommit(flags *pflag.FlagSet) runFunc {
 	flags.Int64Var(&c.epoch, "source-date-epoch", -1, "Unix time for all that is dated now, and the latest time of files (also from SOURCE_DATE_EPOCH)")
 	flags.BoolVar(&c.allowLoss, "allow-loss", false, "go on when a layer cannot hold something")
 	flags.BoolVar(&c.squash, "squash", false, "one layer of all that shows, base and changes, in place of the base's layers")
+	flags.BoolVar(&c.goOn, "continue", false, "have the mount go on from the new image, with an upper directory without what is in it")
 	return func(ctx context.Context, e *env, args []string) error {
+		if c.goOn && c.squash {
+			return usageError("--continue does not go with --squash: the mount's layers would be others")
+		}
 		if err := wantArgs("commit [flags] DIR|UPPER DEST", args, 2, 2); err != nil {
 			return err
 		}
@@ -83,7 +94,7 @@ func (e *env) commit(ctx context.Context, dir, dest string, o commitFlags) error
 	if o.squash {
 		open = e.openSquashed
 	}
-	c, err := open(ctx, dir, union.TarOptions{Epoch: o.epochOrNil(), Squash: o.squash})
+	c, err := open(ctx, dir, changeOptions{union.TarOptions{Epoch: o.epochOrNil(), Squash: o.squash}, o.goOn})
 	if err != nil {
 		return err
 	}
@@ -97,15 +108,38 @@ func (e *env) commit(ctx context.Context, dir, dest string, o commitFlags) error
 			return e.writeLayer(ctx, c.writeTar, w, o)
 		}}
 	}
-	p := e.newProgress()
-	push.Progress = p.blob
-	_, name, err := registry.Push(ctx, c.image.Image, dest, push)
-	p.done()
-	if err != nil {
-		return err
+	name, err := e.push(ctx, c, dest, push, o.goOn)
+	if name != "" {
+		_, printed := fmt.Fprintln(e.stdout, name)
+		err = errors.Join(err, printed)
 	}
-	_, err = fmt.Fprintln(e.stdout, name)
 	return err
+}
+
+// push pushes, and has the mount go on from there if wanted. An error with a name means that
+// the image is there.
+func (e *env) push(ctx context.Context, c *changeSet, dest string, o registry.PushOptions, goOn bool) (name string, err error) {
+	var kept *keptBlob
+	if goOn {
+		if kept, err = e.keepBlob(); err != nil {
+			return "", err
+		}
+		defer kept.f.Close()
+		if o.Layer != nil {
+			o.Layer = kept.wrap(o.Layer)
+		}
+	}
+	p := e.newProgress()
+	o.Progress = p.blob
+	_, name, err = registry.Push(ctx, c.image.Image, dest, o)
+	p.done()
+	if err != nil || !goOn {
+		return name, err
+	}
+	if err := c.goOn(ctx, e, kept, dest); err != nil {
+		return name, fmt.Errorf("the image was pushed, but the mount stays on its old base: %w", err)
+	}
+	return name, nil
 }
 
 // A changeSet is what was written, to be committed.
@@ -113,16 +147,26 @@ type changeSet struct {
 	image    *image // the base; of a live mount without its layers
 	changed  bool
 	writeTar tarWriter
+	live     func() *liveCommit // the one that wrote the layer; with goOn
 	close    func() error
+}
+
+// changeOptions say what changes are wanted for.
+type changeOptions struct {
+	union.TarOptions
+	goOn bool // the mount goes on from what they are committed to
 }
 
 type tarWriter func(ctx context.Context, w io.Writer) (union.TarResult, error)
 
 // openChanges finds what dir means, and has a live server mark the moment.
-func (e *env) openChanges(ctx context.Context, dir string, o union.TarOptions) (*changeSet, error) {
+func (e *env) openChanges(ctx context.Context, dir string, o changeOptions) (*changeSet, error) {
 	at, err := e.findUpper(dir)
 	if err != nil {
 		return nil, err
+	}
+	if at.live == nil && o.goOn {
+		return nil, usageError("--continue wants a mount: nothing is mounted at " + dir + "; what is mounted next can be the new image")
 	}
 	if at.live != nil {
 		return e.liveChanges(ctx, at, o)
@@ -131,7 +175,7 @@ func (e *env) openChanges(ctx context.Context, dir string, o union.TarOptions) (
 	if err != nil {
 		return nil, err
 	}
-	set := newChangeSet(c.image, c.fs, o, c.Close)
+	set := newChangeSet(c.image, c.fs, o.TarOptions, c.Close)
 	if set.changed, err = c.fs.Changed(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -153,32 +197,38 @@ func newChangeSet(im *image, f *union.FS, o union.TarOptions, close func() error
 
 // liveChanges are those of a live mount. A layer that must be written again,
 // because an upload was lost, is of a later moment.
-func (e *env) liveChanges(ctx context.Context, at upperPlace, o union.TarOptions) (*changeSet, error) {
+func (e *env) liveChanges(ctx context.Context, at upperPlace, o changeOptions) (*changeSet, error) {
 	im, err := e.openManifest(ctx, at.ref)
 	if err != nil {
 		return nil, err
 	}
-	first, changed, err := startLiveCommit(at.live.dir, o)
+	first, changed, err := startLiveCommit(at.live.dir, o.TarOptions, o.goOn)
 	if err != nil {
 		return nil, errors.Join(err, im.Close())
 	}
-	set := &changeSet{image: im, changed: changed}
+	last := first
+	set := &changeSet{image: im, changed: changed, live: func() *liveCommit { return last }}
 	set.writeTar = func(ctx context.Context, w io.Writer) (union.TarResult, error) {
 		l := first
 		if first = nil; l == nil {
 			var err error
-			if l, _, err = startLiveCommit(at.live.dir, o); err != nil {
+			if last != nil {
+				_ = last.conn.Close() // its moment
+			}
+			changed := false
+			if l, changed, err = startLiveCommit(at.live.dir, o.TarOptions, o.goOn); err != nil {
 				return union.TarResult{}, err
 			}
-			if l == nil {
+			last = l
+			if !changed {
 				return union.TarResult{}, errors.New("all changes were undone while the layer was sent")
 			}
 		}
 		return l.writeTar(ctx, w)
 	}
 	set.close = func() error {
-		if first != nil {
-			_ = first.conn.Close()
+		if last != nil {
+			_ = last.conn.Close()
 		}
 		return im.Close()
 	}

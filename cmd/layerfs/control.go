@@ -19,8 +19,9 @@ import (
 
 // A controlRequest is what a client says first.
 type controlRequest struct {
-	Do  string           `json:"do"`           // "status" or "commit"
-	Tar union.TarOptions `json:"tar,omitzero"` // of "commit"
+	Do   string           `json:"do"`             // "status" or "commit"
+	Tar  union.TarOptions `json:"tar,omitzero"`   // of "commit"
+	GoOn bool             `json:"go_on,omitzero"` // of "commit": a goOnRequest follows
 }
 
 // controlPatience bounds how long both sides wait for an answer that takes no work.
@@ -68,7 +69,7 @@ func (s *server) answer(ctx context.Context, c net.Conn) {
 	case "status":
 		_ = json.NewEncoder(c).Encode(s.status()) // who asked may have gone
 	case "commit":
-		s.answerCommit(ctx, c, q.Tar)
+		s.answerCommit(ctx, c, q)
 	}
 }
 

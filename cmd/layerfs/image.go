@@ -30,8 +30,9 @@ type image struct {
 
 	index string // where the layers' indexes may come from; "": indexAuto
 
-	first int    // of layers in the image, from 0
-	whole *image // that this is a layer of; nil: it is whole
+	first  int    // of layers in the image, from 0
+	whole  *image // that this is a layer of; nil: it is whole
+	before *image // whose layers are among these, and are closed here; nil: none
 }
 
 // openManifest opens an image without its layers.
@@ -185,6 +186,11 @@ func (im *image) Close() error {
 		}
 	}
 	im.layers = nil
+	if im.before != nil {
+		im.before.layers = nil
+		errs = append(errs, im.before.Close())
+		im.before = nil
+	}
 	errs = append(errs, im.files.Close())
 	if im.store != nil {
 		errs = append(errs, im.Image.Close(), im.store.Close())

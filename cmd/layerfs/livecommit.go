@@ -40,26 +40,33 @@ func (a *commitAnswer) err() error {
 }
 
 // answerCommit is the server's side. The moment ends when the client goes.
-func (s *server) answerCommit(ctx context.Context, c net.Conn, o union.TarOptions) {
+func (s *server) answerCommit(ctx context.Context, c net.Conn, q controlRequest) {
 	_ = c.SetDeadline(time.Time{})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
-	go func() {
-		_, _ = io.Copy(io.Discard, c) // until the client goes
-		cancel()
-	}()
+	requests := awaitGoOn(c, cancel)
 	begun := time.Now()
-	m, a := s.mark(ctx, o.Squash)
+	m, a := s.mark(ctx, q.Tar.Squash)
 	if m != nil {
 		defer m.Close()
 		s.e.log.Info("commit: marked", "took", time.Since(begun))
 	}
 	out := json.NewEncoder(c)
-	if out.Encode(a) != nil || m == nil {
+	if out.Encode(a) != nil || a.Error != "" {
 		return
 	}
+	if m != nil {
+		s.sendLayer(ctx, c, out, m, q.Tar)
+	}
+	if q.GoOn {
+		s.answerGoOn(ctx, m, requests, out)
+	}
+}
+
+// sendLayer writes the tar, and what came of it.
+func (s *server) sendLayer(ctx context.Context, c net.Conn, out *json.Encoder, m *union.Moment, o union.TarOptions) {
 	w := bufio.NewWriterSize(&frameWriter{c}, maxFrame)
 	result, err := m.WriteTar(ctx, w, o)
 	if err != nil {
@@ -130,22 +137,25 @@ func (f *frameWriter) Write(p []byte) (done int, err error) {
 type liveCommit struct {
 	conn net.Conn
 	in   *bufio.Reader
+	goOn bool // more is said after the layer
 }
 
 // startLiveCommit has the server mark the moment. changed is false, and there is
 // no commit, when nothing was written since the mount began.
-func startLiveCommit(dir string, o union.TarOptions) (l *liveCommit, changed bool, err error) {
-	c, err := dialControl(dir, controlRequest{Do: "commit", Tar: o})
+//
+// With goOn the commit is there in any case, and stays open until its connection is closed.
+func startLiveCommit(dir string, o union.TarOptions, goOn bool) (l *liveCommit, changed bool, err error) {
+	c, err := dialControl(dir, controlRequest{Do: "commit", Tar: o, GoOn: goOn})
 	if err != nil {
 		return nil, false, fmt.Errorf("ask the server of the mount: %w", err)
 	}
 	_ = c.SetDeadline(time.Time{}) // to look for changes takes as long as it takes
-	l = &liveCommit{c, bufio.NewReaderSize(c, 256<<10)}
+	l = &liveCommit{c, bufio.NewReaderSize(c, 256<<10), goOn}
 	a, err := l.answer()
-	if err != nil || !a.Changed {
+	if err != nil || !a.Changed && !goOn {
 		return nil, false, errors.Join(err, c.Close())
 	}
-	return l, true, nil
+	return l, a.Changed, nil
 }
 
 func (l *liveCommit) answer() (a commitAnswer, err error) {
@@ -162,11 +172,13 @@ func (l *liveCommit) answer() (a commitAnswer, err error) {
 	return a, a.err()
 }
 
-// writeTar passes the tar on, and closes the connection.
+// writeTar passes the tar on, and closes the connection unless more is to be said.
 func (l *liveCommit) writeTar(ctx context.Context, w io.Writer) (result union.TarResult, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
 	defer stop()
-	defer func() { _ = l.conn.Close() }()
+	if !l.goOn {
+		defer func() { _ = l.conn.Close() }()
+	}
 	buf := make([]byte, 256<<10) // each is handed to the compressor by itself
 	for {
 		var head [4]byte

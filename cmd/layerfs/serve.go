@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/layerfs/layerfs/fuse"
@@ -50,6 +51,9 @@ type server struct {
 	fuse  *fuse.Server
 	held  *heldState
 	begun time.Time
+
+	latest atomic.Pointer[image] // what commits went on from; nil: im
+	state  *mountState
 
 	profile union.Profile // what earlier mounts read
 }
@@ -139,11 +143,11 @@ func (s *server) mode() string {
 }
 
 func (s *server) mount() (err error) {
-	state := &mountState{
+	s.state = &mountState{
 		Mountpoint: s.plan.dir, Image: s.plan.image, Name: s.im.Name, Mode: s.mode(), Layers: len(s.im.layers), First: s.plan.span.from, PID: os.Getpid(),
 		Started: s.begun, Upper: s.plan.upper, Work: s.plan.work, Ephemeral: s.plan.ephemeral, Platform: s.e.platform, Log: s.e.logPath(s.plan.dir),
 	}
-	if s.held, err = holdState(state, s.e.stateDir(s.plan.dir)); err != nil {
+	if s.held, err = holdState(s.state, s.e.stateDir(s.plan.dir)); err != nil {
 		return fmt.Errorf("%w: %w", fuse.ErrMountpoint, err)
 	}
 	s.fuse, err = fuse.Mount(fuse.Options{
@@ -176,7 +180,7 @@ func (s *server) close() error {
 		}
 	}
 	if s.im != nil {
-		errs = append(errs, s.im.Close())
+		errs = append(errs, s.image().Close())
 	}
 	if s.held != nil {
 		errs = append(errs, s.held.release())

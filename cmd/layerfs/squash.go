@@ -8,7 +8,7 @@ import (
 
 // openSquashed is openChanges for a layer of all that shows: there is one of an image, and
 // of a mount that nobody wrote to, as well.
-func (e *env) openSquashed(ctx context.Context, src string, o union.TarOptions) (*changeSet, error) {
+func (e *env) openSquashed(ctx context.Context, src string, o changeOptions) (*changeSet, error) {
 	t, err := e.findTarget(src)
 	if err != nil {
 		return nil, err
@@ -20,5 +20,5 @@ func (e *env) openSquashed(ctx context.Context, src string, o union.TarOptions) 
 	if err != nil {
 		return nil, err
 	}
-	return newChangeSet(im, union.New(im.tree, nil), o, im.Close), nil
+	return newChangeSet(im, union.New(im.tree, nil), o.TarOptions, im.Close), nil
 }

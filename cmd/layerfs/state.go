@@ -92,6 +92,18 @@ func writeAt(f *os.File, b []byte) error {
 	return err
 }
 
+// update writes what has changed. Readers take the first document alone: what is left of a longer one does not matter.
+func (h *heldState) update(s *mountState) error {
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err == nil {
+		err = writeAt(h.f, append(b, '\n'))
+	}
+	if err == nil {
+		err = h.f.Truncate(int64(len(b)) + 1)
+	}
+	return err
+}
+
 // release removes the state: the mount is gone.
 func (h *heldState) release() error {
 	return errors.Join(os.RemoveAll(h.dir), h.f.Close())

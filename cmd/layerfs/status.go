@@ -60,10 +60,11 @@ func statusOf(l *layer.Layer, d ocispec.Descriptor) layerStatus {
 }
 
 func (s *server) status() liveStatus {
-	requests, bytes := s.im.fetched()
-	st := liveStatus{Fetched: bytes, Requests: requests, Total: s.im.size(), Open: s.fuse.OpenFiles(), Warnings: s.im.warnings}
-	for i, l := range s.im.layers {
-		st.LayerInfo = append(st.LayerInfo, statusOf(l, s.im.descs[i]))
+	im := s.image()
+	requests, bytes := im.fetched()
+	st := liveStatus{Fetched: bytes, Requests: requests, Total: im.size(), Open: s.fuse.OpenFiles(), Warnings: im.warnings}
+	for i, l := range im.layers {
+		st.LayerInfo = append(st.LayerInfo, statusOf(l, im.descs[i]))
 	}
 	return st
 }
