@@ -95,20 +95,20 @@ func (s *server) image() *image {
 	return s.im
 }
 
-// extended is im with the layers of before, which it has, and one more on top, if added
-// names one. It owns both images then.
-func (before *image) extended(ctx context.Context, e *env, im *image, added digest.Digest) (*image, error) {
-	n, list := len(before.Manifest.Layers), im.Manifest.Layers
-	same := len(list) >= n && slices.EqualFunc(list[:n], before.Manifest.Layers, func(a, b ocispec.Descriptor) bool { return a.Digest == b.Digest })
+// extended is the image from with the layers that im has open, which are its own too, and
+// one more on top, if added names one. It owns both images then.
+func (im *image) extended(ctx context.Context, e *env, from *image, added digest.Digest) (*image, error) {
+	n, list := len(im.Manifest.Layers), from.Manifest.Layers
+	same := len(list) >= n && slices.EqualFunc(list[:n], im.Manifest.Layers, func(a, b ocispec.Descriptor) bool { return a.Digest == b.Digest })
 	if !same || added == "" && len(list) != n || added != "" && (len(list) != n+1 || list[n].Digest != added) {
-		return nil, fmt.Errorf("%w: %s is not the image that was pushed any more", union.ErrNoContinue, im.Ref)
+		return nil, fmt.Errorf("%w: %s is not the image that was pushed any more", union.ErrNoContinue, from.Ref)
 	}
-	next := &image{Image: im.Image, store: im.store, index: before.index, before: before, layers: slices.Clone(before.layers), descs: slices.Clone(before.descs), blobs: slices.Clone(before.blobs)}
+	next := &image{Image: from.Image, store: from.store, index: im.index, before: im, layers: slices.Clone(im.layers), descs: slices.Clone(im.descs), blobs: slices.Clone(im.blobs)}
 	if added != "" {
-		b := im.Blob(list[n])
-		l, err := layer.Open(ctx, next.asIndexed(list[n]), b, im.store, layer.Options{Limits: e.limits.Limits, FindDiffID: im.findDiffID(n), Logger: e.log})
+		b := from.Blob(list[n])
+		l, err := layer.Open(ctx, next.asIndexed(list[n]), b, from.store, layer.Options{Limits: e.limits.Limits, FindDiffID: from.findDiffID(n), Logger: e.log})
 		if err != nil {
-			return nil, fmt.Errorf("open the new layer of %s: %w", im.Ref, err)
+			return nil, fmt.Errorf("open the new layer of %s: %w", from.Ref, err)
 		}
 		next.layers, next.descs, next.blobs = append(next.layers, l), append(next.descs, list[n]), append(next.blobs, b)
 	}
