@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // TestContinue: a mount goes on from what was made of it, and its processes notice nothing.
@@ -146,4 +149,45 @@ func readAll(t *testing.T, dir string, files map[string]string) {
 		}
 		return err
 	}))
+}
+
+// TestCommitIndex: what is committed of a mount of a multi-platform tag is that tag with one platform replaced, also after
+// it went on from there and after it was unmounted; and it says what it is based on.
+func TestCommitIndex(t *testing.T) {
+	needMount(t)
+	s := sampleRegistry(t)
+	amd, arm := s.PushImage("multi:amd", sampleImage(t)), sampleImage(t)
+	arm.Config.OS, arm.Config.Architecture = "linux", "s390x"
+	arm.Layers, arm.Config.History = arm.Layers[:1], arm.Config.History[:1]
+	other := s.PushImage("multi:arm", arm)
+	amd.Platform = &ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	other.Platform = &ocispec.Platform{OS: "linux", Architecture: "s390x"}
+	s.PushIndex("multi:1", other, amd)
+	h := newHost(t)
+	rw := h.mount(s.Host()+"/multi:1", "--rw")
+	for i, flags := range [][]string{{"--continue"}, {"--continue"}, {}} {
+		must(t, os.WriteFile(fmt.Sprintf("%s/new-%d", rw, i), []byte("new"), 0o644))
+		if i == 2 {
+			h.run("umount", rw)
+		}
+		dest := fmt.Sprintf("%s/app:%d", s.Host(), i)
+		h.run(append(append([]string{"commit"}, flags...), rw, dest)...)
+		at := newHost(t).mount(dest)
+		if got := readFile(t, fmt.Sprintf("%s/new-%d", at, i)); got != "new" {
+			t.Errorf("commit %d: %q", i, got)
+		}
+		var inspected struct {
+			Descriptor struct{ Digest string }
+			Manifest   struct{ Annotations map[string]string }
+		}
+		must(t, json.Unmarshal([]byte(h.run("inspect", "--json", "--platform", "linux/s390x", dest)), &inspected))
+		if inspected.Descriptor.Digest != other.Digest.String() {
+			t.Errorf("commit %d: the other platform is %s, not %s", i, inspected.Descriptor.Digest, other.Digest)
+		}
+		must(t, json.Unmarshal([]byte(h.run("inspect", "--json", dest)), &inspected))
+		want := []string{s.Host() + "/multi:1", s.Host() + "/app:0", s.Host() + "/app:1"}[i]
+		if got := inspected.Manifest.Annotations["org.opencontainers.image.base.name"]; got != want {
+			t.Errorf("commit %d is based on %q, not %q", i, got, want)
+		}
+	}
 }

@@ -166,6 +166,18 @@ func (c *copying) collectIndex(ctx context.Context, d ocispec.Descriptor, raw []
 
 // run moves blobs first, the name last.
 func (c *copying) run(ctx context.Context) error {
+	last := len(c.manifests) - 1
+	top := c.manifests[last]
+	c.manifests = c.manifests[:last]
+	if err := c.send(ctx); err != nil {
+		return err
+	}
+	d := c.base.Desc // without what an index said of it
+	return c.sink.commit(ctx, ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, top.raw)
+}
+
+// send copies what was collected.
+func (c *copying) send(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.sink.parallel())
 	c.copy(gctx, g, c.layers, c.progress)
@@ -173,12 +185,10 @@ func (c *copying) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	last := len(c.manifests) - 1
-	for _, m := range c.manifests[:last] {
+	for _, m := range c.manifests {
 		if err := c.sink.manifest(ctx, m.d, m.raw); err != nil {
 			return err
 		}
 	}
-	d := c.base.Desc // without what an index said of it
-	return c.sink.commit(ctx, ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, c.manifests[last].raw)
+	return nil
 }

@@ -20,7 +20,7 @@ const sociAnnotations = "com.amazon.soci."
 // newManifest returns the manifest of an image that adds layer (nil: none) to
 // base, and its media type. The base's descriptors stay byte by byte what they
 // were, unless a docker manifest must become an OCI one for the new layer's sake.
-func newManifest(base *Image, config ocispec.Descriptor, layer *ocispec.Descriptor, created string) (raw []byte, mediaType string, err error) {
+func newManifest(base *Image, config ocispec.Descriptor, layer *ocispec.Descriptor, baseName, created string) (raw []byte, mediaType string, err error) {
 	m, err := parseRaw(base.RawManifest)
 	if err != nil {
 		return nil, "", faultf(ErrIntegrity, "manifest of the base image: %w", err)
@@ -45,7 +45,7 @@ func newManifest(base *Image, config ocispec.Descriptor, layer *ocispec.Descript
 	}
 	m.setRaw("layers", rawList(layers))
 	m.remove("subject") // what the base was attached to, the new image is not
-	if err := annotate(m, base, mediaType, created); err != nil {
+	if err := annotate(m, base, mediaType, baseName, created); err != nil {
 		return nil, "", err
 	}
 	if err := m.set("mediaType", mediaType); err != nil {
@@ -115,7 +115,7 @@ func toOCI(layers []json.RawMessage) ([]json.RawMessage, error) {
 
 // annotate says what the image is based on. Docker manifests have no
 // annotations. Those of the base stay, except what was true of its manifest only.
-func annotate(m *rawObject, base *Image, mediaType, created string) error {
+func annotate(m *rawObject, base *Image, mediaType, baseName, created string) error {
 	if mediaType == dockerManifest {
 		return nil
 	}
@@ -137,6 +137,9 @@ func annotate(m *rawObject, base *Image, mediaType, created string) error {
 	}
 	if base.ref.Transport == transportDocker { // a path of this machine would mean nothing elsewhere
 		have[annotationBaseName] = base.ref.String()
+		if named, err := parseRef(baseName); err == nil && named.Transport == transportDocker {
+			have[annotationBaseName] = named.String()
+		}
 	}
 	have[annotationBaseDigest] = base.Desc.Digest.String()
 	return m.set("annotations", have)

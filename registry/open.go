@@ -61,6 +61,7 @@ type Image struct {
 
 	ref         Ref
 	src         source
+	index       *foundIndex // nil: there was none
 	want        Platform
 	deferConfig bool
 	configMu    sync.Mutex // held while the config is read
@@ -155,9 +156,12 @@ func (im *Image) descend(ctx context.Context, want Platform, desc ocispec.Descri
 		if err := json.Unmarshal(raw, &index); err != nil {
 			return desc, nil, faultf(ErrIntegrity, "index %s: %w", desc.Digest, err)
 		}
+		found := &foundIndex{desc: desc, raw: raw}
 		if desc, raw, err = im.choose(ctx, want, index.Manifests); err != nil {
 			return desc, nil, err
 		}
+		found.chosen = desc
+		im.index = found
 	}
 	return desc, nil, faultf(ErrUnsupported, "indexes nested more than %d deep", maxIndexDepth)
 }

@@ -25,6 +25,10 @@ type NewLayer struct {
 type PushOptions struct {
 	Options // how the destination is reached
 
+	// BaseName is the reference by which people know base, for its annotation: base may have been
+	// opened by digest. "", and that of local files: the one that base was opened by.
+	BaseName string
+
 	Layer     *NewLayer // nil: the image gets a new config only
 	Squash    bool      // Layer takes the place of all layers of base
 	Changes   []string  // lines of a Dockerfile, see ApplyChanges
@@ -54,8 +58,10 @@ type Progress struct {
 // With Squash the image has the new layer alone, one diff ID and one entry of history,
 // and is based on nothing; the rest of the config is the base's.
 //
-// Of an index as base only the platform that was opened is carried on: dest gets
-// a single manifest.
+// Where base was found in an index, dest gets that index with the new manifest in the place
+// of the old one: the images of the other platforms are copied as Copy does it, what was about the
+// replaced one (its attestation) is left out, and the descriptor is the index's. A docker archive
+// holds one image, and gets that.
 //
 // base must stay open until Push returns. Errors are *Error, or what Layer.Write
 // returned.
@@ -76,6 +82,7 @@ func push(ctx context.Context, base *Image, dest string, o PushOptions) (ocispec
 	if err := applyChanges(&rawObject{values: map[string]json.RawMessage{}}, o.Changes); err != nil {
 		return none, "", err // before a byte is sent
 	}
+	from := base
 	if o.Squash {
 		if base, err = squashed(base); err != nil {
 			return none, "", err
@@ -87,7 +94,7 @@ func push(ctx context.Context, base *Image, dest string, o PushOptions) (ocispec
 		return none, "", err
 	}
 	defer s.close()
-	p := &pushing{mover: mover{base: base, sink: s, report: o.Progress}, o: o, now: now}
+	p := &pushing{mover: mover{base: base, sink: s, report: o.Progress}, from: from, dest: r, o: o, now: now}
 	d, err := p.run(ctx)
 	if err != nil {
 		return none, "", err
@@ -173,8 +180,10 @@ func (m *mover) copy(ctx context.Context, g *errgroup.Group, blobs []ocispec.Des
 // A pushing is one Push under way.
 type pushing struct {
 	mover
-	o   PushOptions
-	now time.Time
+	from *Image // base as it was opened
+	dest Ref
+	o    PushOptions
+	now  time.Time
 }
 
 // run moves blobs first, then the config, the manifest last.
@@ -191,11 +200,15 @@ func (p *pushing) run(ctx context.Context) (ocispec.Descriptor, error) {
 	if err := p.sink.put(ctx, config, raw); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	raw, mediaType, err := newManifest(p.base, config, layer, p.now.Format(time.RFC3339Nano))
+	created := p.now.Format(time.RFC3339Nano)
+	raw, mediaType, err := newManifest(p.base, config, layer, p.o.BaseName, created)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	if p.from.index != nil && p.dest.Transport != transportDockerArchive {
+		return p.commitIndex(ctx, d, raw, created)
+	}
 	return d, p.sink.commit(ctx, d, raw)
 }
 

@@ -14,7 +14,7 @@ var ErrNoContinue = errors.New("the mount cannot go on from the new image")
 
 // Continue makes next, the merged tree of the image that the Moment was committed
 // to, the tree below, and takes out of the upper directory what it has: the layers
-// below, with the one that WriteTar wrote above them. ref is what that image is called.
+// below, with the one that WriteTar wrote above them. ref and note are as in UpperOptions.
 //
 // Nobody notices: IDs and inode numbers stay, what is open stays open, and what
 // changed since the Moment stays in the upper directory. What is in the layer and
@@ -25,7 +25,7 @@ var ErrNoContinue = errors.New("the mount cannot go on from the new image")
 // The new upper directory is made beside the old one, and they change places in one
 // system call: a crash leaves either the old one, on the old base, or the new one. An
 // error leaves everything as it was. It needs no Close afterwards, and suffers one.
-func (m *Moment) Continue(ctx context.Context, next *Tree, ref string) error {
+func (m *Moment) Continue(ctx context.Context, next *Tree, ref, note string) error {
 	f := m.fs
 	if f.ReadOnly() || f.moment.Load() != m {
 		return fmt.Errorf("%w: it is read-only", ErrNoContinue)
@@ -34,7 +34,7 @@ func (m *Moment) Continue(ctx context.Context, next *Tree, ref string) error {
 	if n := len(old.layers); len(next.layers) < n || len(next.layers) > n+1 || commonLayers(old.layers, next.layers) != n {
 		return fmt.Errorf("%w: its layers are not those of the mount and one more", ErrNoContinue)
 	}
-	c := &continuing{fs: f, m: m, next: next, ids: make([]ID, next.Len()), records: map[ID]*record{}, ref: ref}
+	c := &continuing{fs: f, m: m, next: next, ids: make([]ID, next.Len()), records: map[ID]*record{}, ref: ref, note: note}
 	c.snap = m.snapshot()
 	c.pair(Root, c.snap.rootSpot())
 	c.ids[Root-1] = Root
@@ -95,6 +95,7 @@ type continuing struct {
 	m    *Moment
 	next *Tree // as Merge made it
 	ref  string
+	note string
 	snap *snapshot
 
 	ids     []ID           // by the ID in next, -1: the ID on the mount

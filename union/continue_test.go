@@ -38,7 +38,7 @@ func (c *continued) commit(w *writable, between func()) {
 	c.layers = append(c.layers, openTar(c.t, c.s, tar.Bytes()))
 	between()
 	w.tree = merge(c.t, c.layers)
-	must(c.t, m.Continue(ctx, w.tree, "next"))
+	must(c.t, m.Continue(ctx, w.tree, "next", ""))
 }
 
 // inos are the inode numbers and IDs that an FS shows, by path.
@@ -175,7 +175,7 @@ func TestContinueElsewhere(t *testing.T) {
 	must(t, err)
 	defer m.Close()
 	for _, other := range []*union.Tree{mergeText(t, "file b \"b\""), mergeText(t, "file b \"b\"", "file a \"a\"")} {
-		if err := m.Continue(ctx, other, "other"); !errors.Is(err, union.ErrNoContinue) {
+		if err := m.Continue(ctx, other, "other", ""); !errors.Is(err, union.ErrNoContinue) {
 			t.Errorf("the error is %v", err)
 		}
 	}

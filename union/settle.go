@@ -123,7 +123,8 @@ func (c *continuing) markRoot(temp string) error {
 	defer unix.Close(fd)
 	err = errors.Join(
 		unix.Fsetxattr(fd, u.prefix+xattrBase, []byte(c.next.Digest()), 0),
-		unix.Fsetxattr(fd, u.prefix+xattrBaseRef, []byte(c.ref), 0))
+		unix.Fsetxattr(fd, u.prefix+xattrBaseRef, []byte(c.ref), 0),
+		unix.Fsetxattr(fd, u.prefix+xattrNote, []byte(c.note), 0))
 	if c.root.moved() {
 		err = errors.Join(err, unix.Fsetxattr(fd, u.prefix+xattrMoved, []byte("y"), 0))
 	}
@@ -163,7 +164,8 @@ func (c *continuing) settle(temp string) {
 	c.recount()
 	f.tab.Unlock()
 	f.up.redirects, f.up.dotWh = c.root.moved(), false
-	f.up.o.Base, f.up.o.BaseRef, f.up.baseRef = c.next.Digest(), c.ref, c.ref
+	f.up.o.Base, f.up.o.BaseRef, f.up.o.Note = c.next.Digest(), c.ref, c.note
+	f.up.baseRef, f.up.note = c.ref, c.note
 	f.rec.stop()
 	f.lower.Store(c.live)
 	f.epoch.Add(1)

@@ -28,6 +28,7 @@ type UpperOptions struct {
 	Volatile bool          // no fsync: what is written is thrown away anyway
 	Base     digest.Digest // Tree.Digest of the tree below; "" is not checked
 	BaseRef  string        // what the base was called, for people
+	Note     string        // what else the caller wants to know of the base later
 	Logger   *slog.Logger  // nil discards
 }
 
@@ -48,6 +49,7 @@ type Upper struct {
 	o          UpperOptions
 	log        *slog.Logger
 	baseRef    string
+	note       string
 }
 
 const (
@@ -61,6 +63,7 @@ const (
 	xattrOrigin   = "layerfs.origin" // ours: the ID of the lower node that was copied up
 	xattrBase     = "layerfs.base"   // ours, on the root: Tree.Digest
 	xattrBaseRef  = "layerfs.ref"    // ours, on the root: the image's name
+	xattrNote     = "layerfs.note"   // ours, on the root: UpperOptions.Note
 	xattrDotWh    = "layerfs.wh"     // ours, on the root: there may be whiteouts in the form of .wh. files
 	xattrMoved    = "layerfs.moved"  // ours, on the root: lower directories were renamed
 )
@@ -186,12 +189,16 @@ func (u *Upper) markNew() error {
 }
 
 func (u *Upper) setBaseRef() error {
-	return unix.Fsetxattr(u.root, u.prefix+xattrBaseRef, []byte(u.o.BaseRef), 0)
+	return errors.Join(
+		unix.Fsetxattr(u.root, u.prefix+xattrBaseRef, []byte(u.o.BaseRef), 0),
+		unix.Fsetxattr(u.root, u.prefix+xattrNote, []byte(u.o.Note), 0))
 }
 
 func (u *Upper) checkBase() error {
 	ref, _ := fgetxattr(u.root, u.prefix+xattrBaseRef)
 	u.baseRef = string(ref)
+	note, _ := fgetxattr(u.root, u.prefix+xattrNote)
+	u.note = string(note)
 	have, err := fgetxattr(u.root, u.prefix+xattrBase)
 	if err != nil || len(have) == 0 || u.o.Base == "" || string(have) == string(u.o.Base) {
 		return nil
@@ -202,7 +209,7 @@ func (u *Upper) checkBase() error {
 	if u.o.ReadOnly {
 		return nil
 	}
-	u.baseRef = u.o.BaseRef
+	u.baseRef, u.note = u.o.BaseRef, u.o.Note
 	return errors.Join(unix.Fsetxattr(u.root, u.prefix+xattrBase, []byte(u.o.Base), 0), u.setBaseRef())
 }
 
@@ -219,6 +226,9 @@ func (u *Upper) markRedirect(dir int, name, path string) error {
 
 // BaseRef is what the base was called when the upper directory was made; "" when it does not say.
 func (u *Upper) BaseRef() string { return u.baseRef }
+
+// Note is UpperOptions.Note of when the upper directory was made.
+func (u *Upper) Note() string { return u.note }
 
 // Close gives the directories free. It is safe to call twice.
 func (u *Upper) Close() error {

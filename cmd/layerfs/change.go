@@ -20,7 +20,8 @@ type container struct {
 
 // An upperPlace is where an upper directory is.
 type upperPlace struct {
-	dir, ref string      // ref names the base image
+	dir, ref string // ref names the base image
+	note     baseNote
 	live     *mountState // of the mount that writes to it now; nil: none that we know
 }
 
@@ -35,7 +36,7 @@ func (e *env) openContainer(ctx context.Context, dir string) (*container, error)
 }
 
 func (e *env) openUpper(ctx context.Context, at upperPlace) (*container, error) {
-	im, err := e.openImage(ctx, at.ref)
+	im, err := e.openBase(ctx, at, e.openImage)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +78,7 @@ func (e *env) mountedUpper(s *mountState, live bool) upperPlace {
 	if e.platform == "" {
 		e.platform = s.Platform
 	}
-	p := upperPlace{dir: s.Upper, ref: s.Name}
+	p := upperPlace{dir: s.Upper, ref: s.Name, note: baseNote{s.Image, s.Index, s.Platform}}
 	if live {
 		p.live = s
 	}
@@ -116,7 +117,7 @@ func upperRef(dir string) (upperPlace, error) {
 	if u.BaseRef() == "" {
 		return upperPlace{}, usageError(dir + " is neither a mount of this --root nor an upper directory that says what image it belongs to")
 	}
-	return upperPlace{dir: dir, ref: u.BaseRef()}, nil
+	return upperPlace{dir: dir, ref: u.BaseRef(), note: parseNote(u.Note())}, nil
 }
 
 func (c *container) Close() error {

@@ -22,7 +22,9 @@ unmounted; UPPER is an upper directory. DEST is an image in a registry, oci:DIR:
 oci-archive:FILE:TAG or docker-archive:FILE:REF. Prints DEST with its digest.
 
 Only what was written is read and sent. The layers of the base image are not
-fetched: a registry that has them mounts them into the new repository.
+fetched: a registry that has them mounts them into the new repository. An image that
+was found in an index of several platforms is replaced in it, and the other platforms
+are carried over; DEST is the new index then.
 
 With --squash the new image has one layer of all that shows. Its content is fetched
 and read through, and stored nowhere but in the cache. In place of DIR an image may
@@ -100,7 +102,7 @@ func (e *env) commit(ctx context.Context, dir, dest string, o commitFlags) error
 	}
 	defer func() { _ = c.close() }() // only read
 	push := registry.PushOptions{
-		Squash: o.squash, Changes: o.changes, Message: o.message, Author: o.author, CreatedBy: "layerfs commit", Epoch: o.epochOrNil(),
+		Squash: o.squash, BaseName: c.name, Changes: o.changes, Message: o.message, Author: o.author, CreatedBy: "layerfs commit", Epoch: o.epochOrNil(),
 		Options: e.registryOptions(c.image.store),
 	}
 	if c.changed {
@@ -145,6 +147,7 @@ func (e *env) push(ctx context.Context, c *changeSet, dest string, o registry.Pu
 // A changeSet is what was written, to be committed.
 type changeSet struct {
 	image    *image // the base; of a live mount without its layers
+	name     string // of the base, as the user gave it; "": as it was opened
 	changed  bool
 	writeTar tarWriter
 	live     func() *liveCommit // the one that wrote the layer; with goOn
@@ -176,6 +179,7 @@ func (e *env) openChanges(ctx context.Context, dir string, o changeOptions) (*ch
 		return nil, err
 	}
 	set := newChangeSet(c.image, c.fs, o.TarOptions, c.Close)
+	set.name = at.note.Image
 	if set.changed, err = c.fs.Changed(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -198,7 +202,7 @@ func newChangeSet(im *image, f *union.FS, o union.TarOptions, close func() error
 // liveChanges are those of a live mount. A layer that must be written again,
 // because an upload was lost, is of a later moment.
 func (e *env) liveChanges(ctx context.Context, at upperPlace, o changeOptions) (*changeSet, error) {
-	im, err := e.openManifest(ctx, at.ref)
+	im, err := e.openBase(ctx, at, e.openManifest)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +211,7 @@ func (e *env) liveChanges(ctx context.Context, at upperPlace, o changeOptions) (
 		return nil, errors.Join(err, im.Close())
 	}
 	last := first
-	set := &changeSet{image: im, changed: changed, live: func() *liveCommit { return last }}
+	set := &changeSet{image: im, name: at.note.Image, changed: changed, live: func() *liveCommit { return last }}
 	set.writeTar = func(ctx context.Context, w io.Writer) (union.TarResult, error) {
 		l := first
 		if first = nil; l == nil {

@@ -77,12 +77,12 @@ func (s *server) goOn(ctx context.Context, m *union.Moment, q goOnRequest) error
 	if err != nil {
 		return errors.Join(err, im.Close())
 	}
-	if err := m.Continue(ctx, next.tree, next.Name); err != nil {
+	if err := m.Continue(ctx, next.tree, next.Name, next.note(s.e).String()); err != nil {
 		next.before = nil // it stays in use
 		return errors.Join(err, next.closeOwn())
 	}
 	s.latest.Store(next)
-	s.state.Image, s.state.Name, s.state.Layers = next.Ref, next.Name, len(next.layers)
+	s.state.Image, s.state.Name, s.state.Index, s.state.Layers = next.Ref, next.Name, next.IndexName(), len(next.layers)
 	s.e.log.Info("going on from a new image", "mountpoint", s.plan.dir, "image", next.Name)
 	return s.held.update(s.state)
 }

@@ -123,7 +123,7 @@ func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
 	}
 	s.upper, err = union.OpenUpper(s.plan.upper, s.plan.work, union.UpperOptions{
 		Create: true, Force: s.plan.force, Volatile: s.plan.ephemeral,
-		Base: s.im.tree.Digest(), BaseRef: s.im.Name, Logger: s.e.log,
+		Base: s.im.tree.Digest(), BaseRef: s.im.Name, Note: s.im.note(s.e).String(), Logger: s.e.log,
 	})
 	if errors.Is(err, union.ErrOtherBase) {
 		err = fmt.Errorf("%w; mount that image, choose another --upper, or say --force-upper", err)
@@ -144,7 +144,7 @@ func (s *server) mode() string {
 
 func (s *server) mount() (err error) {
 	s.state = &mountState{
-		Mountpoint: s.plan.dir, Image: s.plan.image, Name: s.im.Name, Mode: s.mode(), Layers: len(s.im.layers), First: s.plan.span.from, PID: os.Getpid(),
+		Mountpoint: s.plan.dir, Image: s.plan.image, Name: s.im.Name, Index: s.im.IndexName(), Mode: s.mode(), Layers: len(s.im.layers), First: s.plan.span.from, PID: os.Getpid(),
 		Started: s.begun, Upper: s.plan.upper, Work: s.plan.work, Ephemeral: s.plan.ephemeral, Platform: s.e.platform, Log: s.e.logPath(s.plan.dir),
 	}
 	if s.held, err = holdState(s.state, s.e.stateDir(s.plan.dir)); err != nil {

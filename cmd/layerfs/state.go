@@ -21,6 +21,7 @@ type mountState struct {
 	Mountpoint string    `json:"mountpoint"`
 	Image      string    `json:"image"`                 // as the user gave it
 	Name       string    `json:"name"`                  // stays true when a tag moves
+	Index      string    `json:"index,omitempty"`       // the index it was found in, by digest
 	Mode       string    `json:"mode"`                  // ro or rw
 	Layers     int       `json:"layers"`                // shown
 	First      int       `json:"first_layer,omitempty"` // of those, counted from 1 at the base; 0: all are shown
