@@ -93,7 +93,7 @@ func noReferrers(err error) error {
 		return err
 	}
 	switch f.status {
-	case http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+	case http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusNotImplemented:
 		return &permanent{errNoReferrers}
 	}
 	return err
@@ -136,16 +136,30 @@ func nextPage(at *url.URL, link string) (*url.URL, error) {
 
 // taggedReferrers reads the list under the fallback tag; none if there is no such tag.
 func (s *remote) taggedReferrers(ctx context.Context, subject digest.Digest) ([]ocispec.Descriptor, error) {
+	raw, err := s.taggedIndex(ctx, subject)
+	if raw == nil || err != nil {
+		return nil, err
+	}
+	return parseReferrers(raw)
+}
+
+// taggedIndex is the index under the fallback tag; nil if there is no such tag. Something else
+// under it, an image that somebody gave that tag, is an error: no list, and not ours to replace.
+func (s *remote) taggedIndex(ctx context.Context, subject digest.Digest) ([]byte, error) {
 	at := *s
 	at.ref.Tag, at.ref.Digest = fallbackTag(subject), ""
-	_, raw, err := at.resolve(ctx)
+	d, raw, err := at.resolve(ctx)
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return parseReferrers(raw)
+	if kind, err := manifestKind(d.MediaType, raw); err != nil || !isIndex(kind) {
+		return nil, faultf(ErrUnsupported, "the tag %s of %s/%s should hold a list of referrers, and holds something else", at.ref.Tag, s.ref.Host, s.ref.Repo).
+			withHint("remove the tag, or give it another name")
+	}
+	return raw, nil
 }
 
 func (s *recorded) referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
@@ -200,19 +214,16 @@ const tagAttempts = 3
 func (s *remoteSink) tagReferrer(ctx context.Context, d ocispec.Descriptor, subject digest.Digest) error {
 	reader := &remote{ref: s.ref, cl: s.cl, scope: s.scope}
 	for try := 0; ; try++ {
-		list, err := reader.taggedReferrers(ctx, subject)
+		raw, err := reader.taggedIndex(ctx, subject)
 		if err != nil {
 			return err
 		}
-		if slices.ContainsFunc(list, func(have ocispec.Descriptor) bool { return have.Digest == d.Digest }) {
-			return nil
+		raw, listed, err := withReferrer(raw, d)
+		if listed || err != nil {
+			return err
 		}
 		if try == tagAttempts {
 			break
-		}
-		raw, err := marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: append(list, d)})
-		if err != nil {
-			return err
 		}
 		index := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
 		if _, err := s.putManifest(ctx, fallbackTag(subject), index, raw); err != nil {
@@ -221,4 +232,37 @@ func (s *remoteSink) tagReferrer(ctx context.Context, d ocispec.Descriptor, subj
 	}
 	return faultf(ErrUnreachable, "%s: the tag %s does not keep what is written to it", s.cl.host, fallbackTag(subject)).
 		withHint("somebody else may be writing to it; try again")
+}
+
+// withReferrer is a list of referrers (nil: none so far) with one more; listed tells that it has it
+// already. What it says of others, and of itself, stays byte by byte.
+func withReferrer(index []byte, d ocispec.Descriptor) (_ []byte, listed bool, err error) {
+	if index == nil {
+		index, err = marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}})
+		if err != nil {
+			return nil, false, err
+		}
+	}
+	have, err := parseReferrers(index)
+	if err != nil {
+		return nil, false, err
+	}
+	if slices.ContainsFunc(have, func(h ocispec.Descriptor) bool { return h.Digest == d.Digest }) {
+		return nil, true, nil
+	}
+	o, err := parseRaw(index)
+	if err != nil {
+		return nil, false, faultf(ErrIntegrity, "list of referrers: %w", err)
+	}
+	list, err := o.list("manifests")
+	if err != nil {
+		return nil, false, faultf(ErrIntegrity, "list of referrers: %w", err)
+	}
+	entry, err := marshal(d)
+	if err != nil {
+		return nil, false, err
+	}
+	o.setRaw("manifests", rawList(append(list, entry)))
+	err = o.set("mediaType", ocispec.MediaTypeImageIndex)
+	return o.bytes(), false, err
 }
