@@ -13,7 +13,7 @@ import (
 // chunkSize is how much of a new blob goes into one request, and stays in memory
 // until the registry has confirmed it. Object stores behind registries want
 // 5 MiB at least; more would only save round trips.
-const chunkSize = 8 << 20
+const chunkSize = 5 << 20
 
 // chunkBuffers: one is filled while the other is sent.
 const chunkBuffers = 2
@@ -70,7 +70,7 @@ func (w *chunkWriter) Write(b []byte) (n int, err error) {
 			return n, err
 		}
 		k := min(chunkSize-len(w.c.cur), len(b)-n)
-		w.c.cur = append(w.c.cur, b[n:n+k]...)
+		w.c.cur = append(grown(w.c.cur, k), b[n:n+k]...)
 		n += k
 		if len(w.c.cur) == chunkSize {
 			if err := w.flush(); err != nil {
@@ -79,6 +79,17 @@ func (w *chunkWriter) Write(b []byte) (n int, err error) {
 		}
 	}
 	return n, nil
+}
+
+// smallChunk is what a buffer may hold before it gets its whole size at once: to grow on by
+// halves would leave twice the size behind for the garbage collector.
+const smallChunk = 256 << 10
+
+func grown(b []byte, n int) []byte {
+	if len(b)+n <= smallChunk || cap(b) == chunkSize {
+		return b
+	}
+	return append(make([]byte, 0, chunkSize), b...)
 }
 
 // buffer waits for a free buffer, if there is none to write to.

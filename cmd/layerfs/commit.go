@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 
 	"github.com/layerfs/layerfs/registry"
 	"github.com/layerfs/layerfs/union"
@@ -92,6 +93,9 @@ func (c *commitFlags) epochOrNil() *int64 {
 }
 
 func (e *env) commit(ctx context.Context, dir, dest string, o commitFlags) error {
+	if e.getenv("GOGC") == "" {
+		debug.SetGCPercent(25) // what lives are buffers; what is made anew all the time is small
+	}
 	open := e.openChanges
 	if o.squash {
 		open = e.openSquashed
