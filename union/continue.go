@@ -41,6 +41,9 @@ func (m *Moment) Continue(ctx context.Context, next *Tree, ref, note string) err
 	if err := c.adopt(); err != nil {
 		return err
 	}
+	if !f.up.o.Volatile {
+		_ = unix.Syncfs(f.up.work) // so that the one that others wait for has little to do
+	}
 	temp, err := c.run(ctx)
 	if temp != "" {
 		f.up.discard(temp) // the old upper directory, or what there was of the new one
