@@ -103,10 +103,11 @@ func (im *image) extended(ctx context.Context, e *env, from *image, added digest
 	if !same || added == "" && len(list) != n || added != "" && (len(list) != n+1 || list[n].Digest != added) {
 		return nil, fmt.Errorf("%w: %s is not the image that was pushed any more", union.ErrNoContinue, from.Ref)
 	}
-	next := &image{Image: from.Image, store: from.store, index: im.index, before: im, layers: slices.Clone(im.layers), descs: slices.Clone(im.descs), blobs: slices.Clone(im.blobs)}
+	next := &image{Image: from.Image, store: from.store, index: im.index, files: from.files, warnings: im.warnings, before: im, layers: slices.Clone(im.layers), descs: slices.Clone(im.descs), blobs: slices.Clone(im.blobs)}
 	if added != "" {
 		b := from.Blob(list[n])
-		l, err := layer.Open(ctx, next.asIndexed(list[n]), b, from.store, layer.Options{Limits: e.limits.Limits, FindDiffID: from.findDiffID(n), Logger: e.log})
+		l, err := layer.Open(ctx, next.asIndexed(list[n]), e.source(list[n].Digest, b), from.store,
+			layer.Options{Limits: e.limits.Limits, FindDiffID: from.findDiffID(n), Logger: e.log, Checked: e.checked(list[n].Digest)})
 		if err != nil {
 			return nil, fmt.Errorf("open the new layer of %s: %w", from.Ref, err)
 		}
