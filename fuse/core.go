@@ -57,6 +57,13 @@ func callerOf(h *gofuse.InHeader) union.Caller {
 	return union.Caller{UID: h.Uid, GID: h.Gid, PID: h.Pid}
 }
 
+// callerWith is callerOf for what has a mode: with CAP_DONT_MASK the umask is ours to apply, or a default ACL instead of it.
+func callerWith(h *gofuse.InHeader, umask uint32) union.Caller {
+	c := callerOf(h)
+	c.Umask = umask
+	return c
+}
+
 func (m *core) Lookup(cancel <-chan struct{}, in *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
 	c := newCall(cancel)
 	defer c.end()

@@ -23,7 +23,7 @@ const cached = gofuse.FOPEN_KEEP_CACHE
 func (m stateful) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name string, out *gofuse.CreateOut) gofuse.Status {
 	c := newCall(cancel)
 	defer c.end()
-	id, a, f, err := m.fs.Create(c, callerOf(&in.InHeader), union.ID(in.NodeId), name, int(in.Flags), in.Mode)
+	id, a, f, err := m.fs.Create(c, callerWith(&in.InHeader, in.Umask), union.ID(in.NodeId), name, int(in.Flags), in.Mode)
 	if err != nil {
 		return m.replyCall(c, "create", in.NodeId, err)
 	}

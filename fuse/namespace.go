@@ -5,18 +5,17 @@ import (
 	"github.com/layerfs/layerfs/union"
 )
 
-// The calls that change names. The kernel has applied the umask to every mode,
-// checked permissions (default_permissions) and holds the directory's lock.
+// The calls that change names. The kernel has checked permissions (default_permissions) and holds the directory's lock.
 
 func (m *core) Mknod(cancel <-chan struct{}, in *gofuse.MknodIn, name string, out *gofuse.EntryOut) gofuse.Status {
 	return m.born(cancel, "mknod", &in.InHeader, out, func(c *call) (union.ID, union.Attr, error) {
-		return m.fs.Mknod(c, callerOf(&in.InHeader), union.ID(in.NodeId), name, in.Mode, uint64(in.Rdev))
+		return m.fs.Mknod(c, callerWith(&in.InHeader, in.Umask), union.ID(in.NodeId), name, in.Mode, uint64(in.Rdev))
 	})
 }
 
 func (m *core) Mkdir(cancel <-chan struct{}, in *gofuse.MkdirIn, name string, out *gofuse.EntryOut) gofuse.Status {
 	return m.born(cancel, "mkdir", &in.InHeader, out, func(c *call) (union.ID, union.Attr, error) {
-		return m.fs.Mkdir(c, callerOf(&in.InHeader), union.ID(in.NodeId), name, in.Mode)
+		return m.fs.Mkdir(c, callerWith(&in.InHeader, in.Umask), union.ID(in.NodeId), name, in.Mode)
 	})
 }
 

@@ -99,6 +99,7 @@ func protocol(o Options) *gofuse.MountOptions {
 		MaxWrite:                 maxRequest,
 		MaxBackground:            background,
 		EnableSymlinkCaching:     true,
+		EnableAcl:                true, // the kernel checks them
 		ExplicitDataCacheControl: true,
 		DisableSplice:            true, // no answer is a descriptor
 		Debug:                    o.Debug,
@@ -108,7 +109,7 @@ func protocol(o Options) *gofuse.MountOptions {
 	if o.FS.ReadOnly() {
 		p.ExtraCapabilities = gofuse.CAP_NO_OPENDIR_SUPPORT
 	} else {
-		p.ExtraCapabilities = gofuse.CAP_ATOMIC_O_TRUNC | gofuse.CAP_HANDLE_KILLPRIV_V2
+		p.ExtraCapabilities = gofuse.CAP_ATOMIC_O_TRUNC | gofuse.CAP_HANDLE_KILLPRIV_V2 | gofuse.CAP_DONT_MASK
 		p.DisabledCapabilities = gofuse.CAP_NO_OPEN_SUPPORT
 	}
 	return p

@@ -60,6 +60,9 @@ func (m *core) SetXAttr(cancel <-chan struct{}, in *gofuse.SetXAttrIn, name stri
 	c := newCall(cancel)
 	defer c.end()
 	err := m.fs.Setxattr(c, union.ID(in.NodeId), name, value, int(in.Flags))
+	if err == nil && name == aclAccess {
+		err = m.dropSetgid(c, &in.InHeader, union.ID(in.NodeId))
+	}
 	return m.replyCall(c, "setxattr", in.NodeId, err)
 }
 

@@ -599,6 +599,7 @@ func TestMountOptions(t *testing.T) {
 		{nil, unix.ST_RDONLY | unix.ST_NOSUID | unix.ST_NODEV},
 		{[]string{"--rw"}, unix.ST_NOSUID | unix.ST_NODEV},
 		{[]string{"-o", "dev,suid,noexec,_netdev,x-systemd.automount"}, unix.ST_RDONLY | unix.ST_NOEXEC},
+		{[]string{"-o", "dev,suid,strictatime,nosuid"}, unix.ST_RDONLY | unix.ST_NOSUID},
 	} {
 		dir := h.mount(s.Host()+"/sample", tt.flags...)
 		var st unix.Statfs_t

@@ -36,9 +36,11 @@ func (a Attr) Type() uint32 { return a.Mode & syscall.S_IFMT }
 // IsDir tells whether the node is a directory.
 func (a Attr) IsDir() bool { return a.Type() == syscall.S_IFDIR }
 
-// A Caller is who asks for a change: what is made belongs to him.
+// A Caller is who asks for a change: what is made belongs to him. His umask
+// counts where the directory has no default ACL (acl(5), "OBJECT CREATION AND DEFAULT ACLs").
 type Caller struct {
 	UID, GID, PID uint32
+	Umask         uint32
 }
 
 // SetAttr says which attributes to change; nil and false leave them as they are.

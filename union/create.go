@@ -23,7 +23,7 @@ type birth struct {
 	typ    uint32
 	mode   uint32 // permission bits
 	link   bool   // one more name of a node that is there: it keeps owner and mode
-	make   func(dir int, name string) error
+	make   func(dir int, name string, mode uint32) error
 }
 
 // bear makes a new node under a free name. FS.ns is not held.
@@ -74,16 +74,22 @@ func (f *FS) birthIn(d *node, dir int, name string, b birth) error {
 	if err := unix.Fstat(dir, &parent); err != nil {
 		return err
 	}
-	if unix.Fstatat(dir, name, &old, unix.AT_SYMLINK_NOFOLLOW) == unix.ENOENT && f.ownsAsIs(b, &parent) && !f.covers(d, name, b) {
-		return b.make(dir, name)
-	}
-	temp := f.up.temp()
-	if err := b.make(f.up.work, temp); err != nil {
+	acl, err := b.inherited(dir)
+	if err != nil {
 		return err
 	}
-	var err error
+	if acl == nil {
+		b.mode &^= b.caller.Umask
+	}
+	if unix.Fstatat(dir, name, &old, unix.AT_SYMLINK_NOFOLLOW) == unix.ENOENT && f.ownsAsIs(b, &parent) && !f.covers(d, name, b) {
+		return b.make(dir, name, b.mode)
+	}
+	temp := f.up.temp()
+	if err := b.make(f.up.work, temp, b.mode); err != nil {
+		return err
+	}
 	if !b.link {
-		err = f.dress(temp, b, &parent)
+		err = f.dress(temp, b, &parent, acl)
 	}
 	if err == nil && f.covers(d, name, b) {
 		err = f.markOpaque(f.up.work, temp)
@@ -121,7 +127,7 @@ func (f *FS) markOpaque(dir int, name string) error {
 
 // dress gives a new node in the work directory its owner and mode; the group
 // and the bit of a setgid directory go to what is made in it (inode_init_owner in fs/inode.c).
-func (f *FS) dress(temp string, b birth, parent *unix.Stat_t) error {
+func (f *FS) dress(temp string, b birth, parent *unix.Stat_t, acl []byte) error {
 	gid, mode := b.caller.GID, b.mode
 	if parent.Mode&unix.S_ISGID != 0 {
 		gid = parent.Gid
@@ -134,6 +140,12 @@ func (f *FS) dress(temp string, b birth, parent *unix.Stat_t) error {
 	}
 	if b.typ == unix.S_IFLNK {
 		return nil
+	}
+	if acl != nil {
+		var err error
+		if mode, err = f.inherit(temp, b.typ, mode, acl); err != nil {
+			return err
+		}
 	}
 	return unix.Fchmodat(f.up.work, temp, mode, 0)
 }
@@ -160,22 +172,21 @@ func (f *FS) Mknod(_ context.Context, c Caller, dir ID, name string, mode uint32
 	if typ == unix.S_IFCHR && rdev == 0 {
 		return 0, Attr{}, unix.EPERM
 	}
-	perm := mode &^ unix.S_IFMT
-	return f.bear(dir, name, birth{caller: c, typ: typ, mode: perm, make: func(dir int, name string) error {
-		return unix.Mknodat(dir, name, typ|perm, int(rdev))
+	return f.bear(dir, name, birth{caller: c, typ: typ, mode: mode &^ unix.S_IFMT, make: func(dir int, name string, mode uint32) error {
+		return unix.Mknodat(dir, name, typ|mode, int(rdev))
 	}})
 }
 
 // Mkdir makes a directory.
 func (f *FS) Mkdir(_ context.Context, c Caller, dir ID, name string, mode uint32) (ID, Attr, error) {
-	return f.bear(dir, name, birth{caller: c, typ: unix.S_IFDIR, mode: mode &^ unix.S_IFMT, make: func(dir int, name string) error {
-		return unix.Mkdirat(dir, name, mode&^unix.S_IFMT)
+	return f.bear(dir, name, birth{caller: c, typ: unix.S_IFDIR, mode: mode &^ unix.S_IFMT, make: func(dir int, name string, mode uint32) error {
+		return unix.Mkdirat(dir, name, mode)
 	}})
 }
 
 // Symlink makes a symlink.
 func (f *FS) Symlink(_ context.Context, c Caller, dir ID, name, target string) (ID, Attr, error) {
-	return f.bear(dir, name, birth{caller: c, typ: unix.S_IFLNK, mode: 0o777, make: func(dir int, name string) error {
+	return f.bear(dir, name, birth{caller: c, typ: unix.S_IFLNK, mode: 0o777, make: func(dir int, name string, _ uint32) error {
 		return unix.Symlinkat(target, dir, name)
 	}})
 }
@@ -185,8 +196,8 @@ func (f *FS) Create(_ context.Context, c Caller, dir ID, name string, flags int,
 	fd := -1
 	f.life.RLock()
 	defer f.life.RUnlock()
-	id, a, err := f.bear(dir, name, birth{caller: c, typ: unix.S_IFREG, mode: mode &^ unix.S_IFMT, make: func(dir int, name string) (err error) {
-		fd, err = openAt(dir, name, unix.O_CREAT|unix.O_EXCL|openFlags(flags), mode&^unix.S_IFMT)
+	id, a, err := f.bear(dir, name, birth{caller: c, typ: unix.S_IFREG, mode: mode &^ unix.S_IFMT, make: func(dir int, name string, mode uint32) (err error) {
+		fd, err = openAt(dir, name, unix.O_CREAT|unix.O_EXCL|openFlags(flags), mode)
 		return err
 	}})
 	if err != nil {
@@ -216,7 +227,7 @@ func (f *FS) Link(ctx context.Context, id, dir ID, name string) (ID, Attr, error
 	if n.typ == unix.S_IFDIR {
 		return 0, Attr{}, unix.EPERM
 	}
-	return f.bear(dir, name, birth{typ: n.typ, link: true, make: func(dir int, name string) error {
+	return f.bear(dir, name, birth{typ: n.typ, link: true, make: func(dir int, name string, _ uint32) error {
 		return f.withPath(n, func(fd int) error {
 			return unix.Linkat(unix.AT_FDCWD, procPath(fd, ""), dir, name, unix.AT_SYMLINK_FOLLOW)
 		})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -130,10 +131,23 @@ func (u *Upper) openWork(dir, work string) (err error) {
 	if rel, err := filepath.Rel(dir, work); err == nil && filepath.IsLocal(rel) {
 		return fmt.Errorf("work directory %s is inside the upper directory", work)
 	}
-	if unix.Flock(u.work, unix.LOCK_EX|unix.LOCK_NB) != nil {
+	if u.lockWork() != nil {
 		return fmt.Errorf("%w (work directory %s)", ErrBusy, work)
 	}
 	return u.cleanWork()
+}
+
+// lockWait is how long a server that was unmounted may take to end: umount(8)
+// does not wait for it, and whoever mounts again at once is no second user.
+const lockWait = 2 * time.Second
+
+func (u *Upper) lockWork() error {
+	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(u.work, unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EWOULDBLOCK || time.Since(begun) > lockWait {
+			return err
+		}
+	}
 }
 
 // cleanWork removes what a crash left half-done.

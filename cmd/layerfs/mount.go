@@ -195,7 +195,7 @@ func parseSpan(s string) (span, error) {
 // kernelOptions are the mount options that the kernel knows, and we pass on.
 var kernelOptions = map[string]bool{
 	"noexec": true, "exec": false, "noatime": true, "atime": false, "nodiratime": true, "diratime": false,
-	"relatime": false, "nosymfollow": true, "nosuid": true, "nodev": true, "sync": true, "dirsync": true, "async": false,
+	"relatime": false, "strictatime": true, "nosymfollow": true, "nosuid": true, "nodev": true, "sync": true, "dirsync": true, "async": false,
 }
 
 // ignoredOptions are for mount(8) and systemd, not for a file system.
@@ -218,10 +218,10 @@ func (p *mountPlan) applyOptions(lists []string) error {
 				p.rw = false
 			case o == "rw":
 				p.rw = true
-			case o == "dev":
-				dev = true
-			case o == "suid":
-				suid = true
+			case o == "dev", o == "nodev":
+				dev = o == "dev"
+			case o == "suid", o == "nosuid":
+				suid = o == "suid"
 			case o == "allow_other":
 				p.allowOther = true
 			case !known:
