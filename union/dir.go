@@ -153,7 +153,7 @@ func (f *FS) listUpper(d *node, fd int, up map[string]*Dirent) error {
 // upperDirent is nil for a whiteout.
 func (f *FS) upperDirent(d *node, fd int, e entry) (*Dirent, error) {
 	st := unix.Stat_t{Mode: e.typ, Ino: e.ino, Size: 1}
-	if e.typ == unix.S_IFCHR || e.typ == unix.S_IFREG && f.up.prefix == userPrefix || e.typ == 0 {
+	if e.typ == unix.S_IFCHR || e.typ == unix.S_IFREG && (f.up.prefix == userPrefix || f.up.emptyWh.Load()) || e.typ == 0 {
 		if err := unix.Fstatat(fd, e.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return nil, err
 		}

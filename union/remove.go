@@ -98,7 +98,11 @@ func (f *FS) removeIn(d *node, dir int, name string, h hit) error {
 	if err := f.up.makeWhiteout(f.up.work, temp); err != nil {
 		return err
 	}
-	if err := unix.Renameat2(f.up.work, temp, dir, name, unix.RENAME_EXCHANGE); err != nil {
+	err := f.up.whiteoutsIn(dir)
+	if err == nil {
+		err = unix.Renameat2(f.up.work, temp, dir, name, unix.RENAME_EXCHANGE)
+	}
+	if err != nil {
 		_ = unix.Unlinkat(f.up.work, temp, 0)
 		return err
 	}

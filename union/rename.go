@@ -249,7 +249,11 @@ func (f *FS) renameTwice(m *move, from, to int) error {
 	if err := f.up.makeWhiteout(f.up.work, temp); err != nil {
 		return err
 	}
-	if err := unix.Renameat(from, m.oldName, to, m.newName); err != nil {
+	err := f.up.whiteoutsIn(from)
+	if err == nil {
+		err = unix.Renameat(from, m.oldName, to, m.newName)
+	}
+	if err != nil {
 		f.up.discard(temp)
 		return err
 	}

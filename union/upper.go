@@ -46,6 +46,7 @@ type Upper struct {
 	dotWh      bool          // whiteouts may be .wh. files: another program made the directory
 	redirects  bool          // there may be renamed lower directories; protected by FS.ns
 	fresh      bool          // empty and new: the root has nothing of the tree yet
+	emptyWh    atomic.Bool   // whiteouts are empty files with an xattr, at least some
 	seq        atomic.Uint64 // of names in work
 	o          UpperOptions
 	log        *slog.Logger
@@ -103,10 +104,17 @@ func (u *Upper) open(dir, work string) (err error) {
 			return err
 		}
 	}
-	if err := u.choosePrefix(); err != nil {
+	foreign, err := u.choosePrefix()
+	if err != nil {
 		return err
 	}
-	return u.checkBase()
+	if v, err := fgetxattr(u.root, u.prefix+xattrOpaque); err == nil && string(v) == "x" {
+		u.emptyWh.Store(true)
+	}
+	if err := u.checkBase(); err != nil || u.fresh {
+		return err
+	}
+	return u.lookOver(u.root, "", foreign)
 }
 
 func openDir(dir string) (int, error) {
@@ -154,7 +162,7 @@ func (u *Upper) lockWork() error {
 func (u *Upper) cleanWork() error {
 	names, err := readNames(u.work)
 	for _, name := range names {
-		if name == spareWhiteout {
+		if name == spareWhiteout || name == kernelWork || name == kernelIndex {
 			continue
 		}
 		u.log.Warn("removing what a crash left in the work directory", "name", name)
@@ -163,32 +171,38 @@ func (u *Upper) cleanWork() error {
 	return err
 }
 
-// choosePrefix finds the namespace the upper's marks are in, or can be.
-func (u *Upper) choosePrefix() error {
+// choosePrefix finds the namespace the upper's marks are in, or can be, and
+// tells whether another program filled the directory.
+func (u *Upper) choosePrefix() (foreign bool, err error) {
 	for _, p := range []string{trustedPrefix, userPrefix} {
 		if _, err := fgetxattr(u.root, p+xattrBase); err == nil {
 			_, err := fgetxattr(u.root, p+xattrDotWh)
 			u.prefix, u.dotWh = p, err == nil
 			_, err = fgetxattr(u.root, p+xattrMoved)
 			u.redirects = u.dotWh || err == nil
-			return nil
+			return false, nil
 		}
 	}
 	names, err := readNames(u.root)
 	if err != nil {
-		return err
+		return false, err
 	}
 	u.prefix, u.dotWh, u.redirects = trustedPrefix, len(names) > 0, len(names) > 0
-	if u.o.ReadOnly {
-		return nil
+	foreign = len(names) > 0
+	prefixes := []string{trustedPrefix, userPrefix}
+	if foreign && u.usesPrefix(u.root, userPrefix) {
+		u.prefix, prefixes = userPrefix, prefixes[1:] // made without privileges
 	}
-	for _, p := range []string{trustedPrefix, userPrefix} {
+	if u.o.ReadOnly {
+		return foreign, nil
+	}
+	for _, p := range prefixes {
 		u.prefix = p
 		if err := unix.Fsetxattr(u.root, p+xattrBase, []byte(u.o.Base), 0); err == nil {
-			return u.markNew()
+			return foreign, u.markNew()
 		}
 	}
-	return errors.New("the file system takes no extended attributes, trusted or user")
+	return foreign, errors.New("the file system takes no extended attributes, trusted or user")
 }
 
 // markNew notes what else is to be known of a directory that becomes an upper.
@@ -301,7 +315,7 @@ const spareWhiteout = "whiteout"
 
 // makeWhiteout makes a whiteout in a directory.
 func (u *Upper) makeWhiteout(dir int, name string) error {
-	err := unix.Linkat(u.work, spareWhiteout, dir, name, 0)
+	err := u.linkWhiteout(dir, name)
 	if err != unix.ENOENT && err != unix.EMLINK && err != unix.EPERM {
 		return err
 	}
@@ -311,6 +325,15 @@ func (u *Upper) makeWhiteout(dir int, name string) error {
 	}
 	if err := unix.Renameat(u.work, temp, u.work, spareWhiteout); err != nil {
 		return err
+	}
+	return u.linkWhiteout(dir, name)
+}
+
+func (u *Upper) linkWhiteout(dir int, name string) error {
+	if dir != u.work {
+		if err := u.whiteoutsIn(dir); err != nil {
+			return err
+		}
 	}
 	return unix.Linkat(u.work, spareWhiteout, dir, name, 0)
 }
@@ -322,10 +345,32 @@ func (u *Upper) newWhiteout(dir int, name string) error {
 	if err != unix.EPERM && err != unix.EOPNOTSUPP {
 		return err
 	}
+	if err := u.announce(u.root); err != nil {
+		return err
+	}
+	u.emptyWh.Store(true)
 	fd, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
 	return unix.Fsetxattr(fd, u.prefix+xattrWhiteout, []byte("y"), 0)
+}
+
+// announce tells overlayfs, once this is one of its lower directories, that
+// whiteouts in a directory may be empty files: it looks for them only where
+// the directory, and the root, are marked so (overlayfs.rst, "Whiteouts and opaque directories").
+func (u *Upper) announce(dir int) error {
+	if _, err := lgetxattrAt(dir, "", u.prefix+xattrOpaque); err == nil {
+		return nil // so marked, or opaque: then there is nothing to hide
+	}
+	return unix.Setxattr(procPath(dir, ""), u.prefix+xattrOpaque, []byte("x"), 0)
+}
+
+// whiteoutsIn prepares a directory for whiteouts of either form.
+func (u *Upper) whiteoutsIn(dir int) error {
+	if !u.emptyWh.Load() {
+		return nil
+	}
+	return u.announce(dir)
 }
