@@ -218,26 +218,78 @@ func (f *FS) placeCopy(id ID, temp string) (*node, error) {
 }
 
 // placeName puts one name of a copy in place: a link, and at last the temporary name itself.
-// A crash between two of them leaves links that no longer belong together, as overlayfs without its index does.
+// After a crash between two of them the temporary name is still there: finishLinks places the others.
 func (f *FS) placeName(n *node, temp string, at Name, last bool) error {
 	d, err := f.copyUpDir(at.Dir)
 	if err != nil {
 		return err
 	}
-	err = f.dir(d, func(dir int) error {
-		return keepTimes(dir, func() error {
-			if !last {
-				return unix.Linkat(f.up.work, temp, dir, at.Name, 0)
-			}
+	if last {
+		err = f.putInto(d, func(dir int) error {
 			return unix.Renameat2(f.up.work, temp, dir, at.Name, unix.RENAME_NOREPLACE)
 		})
-	})
+	} else {
+		err = f.linkInto(d, temp, at.Name)
+	}
 	if err == nil {
 		f.tab.Lock()
 		n.addPlace(d, at.Name)
 		f.tab.Unlock()
 	}
 	return err
+}
+
+// putInto runs something that puts a copy into an upper directory, which is no change to that.
+func (f *FS) putInto(d *node, put func(dir int) error) error {
+	return f.dir(d, func(dir int) error { return keepTimes(dir, func() error { return put(dir) }) })
+}
+
+func (f *FS) linkInto(d *node, temp, name string) error {
+	return f.putInto(d, func(dir int) error { return unix.Linkat(f.up.work, temp, dir, name, 0) })
+}
+
+// finishLinks completes copy-ups of files with several names that a crash broke
+// off: the names that still show the lower file are linked to its copy.
+func (f *FS) finishLinks() {
+	f.ns.Lock()
+	defer f.ns.Unlock()
+	for _, temp := range f.up.torn {
+		if err := f.finishLink(temp); err != nil {
+			f.up.log.Error("link all names of a copied file", "err", err)
+		}
+		f.up.discard(temp)
+	}
+	f.up.torn = nil
+}
+
+func (f *FS) finishLink(temp string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(f.up.work, temp, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	id := f.originOf(f.up.work, temp, st.Mode&unix.S_IFMT)
+	if id == 0 {
+		return nil
+	}
+	for _, at := range f.visibleNames(id) {
+		h, err := f.find(at.Dir, at.Name, false)
+		if err != nil {
+			return err
+		}
+		var place unix.Stat_t
+		d, err := f.copyUpDir(at.Dir)
+		if err != nil {
+			return err
+		}
+		err = f.dir(d, func(dir int) error { return unix.Fstatat(dir, at.Name, &place, unix.AT_SYMLINK_NOFOLLOW) })
+		if h.id == id && err == unix.ENOENT {
+			err = f.linkInto(d, temp, at.Name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keepOrphan keeps a copy of a node that has no name any more.

@@ -57,6 +57,7 @@ func New(t *Tree, up *Upper) *FS {
 		if up.fresh {
 			f.dressRoot()
 		}
+		f.finishLinks()
 	}
 	return f
 }

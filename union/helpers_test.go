@@ -24,6 +24,13 @@ import (
 var ctx = context.Background()
 
 func TestMain(m *testing.M) {
+	if os.Getenv(crashVar) != "" {
+		if err := runCrashing(); err != nil {
+			fmt.Println("error:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	unix.Umask(0) // as New wants it
 	os.Exit(m.Run())
 }

@@ -48,6 +48,7 @@ type Upper struct {
 	fresh      bool          // empty and new: the root has nothing of the tree yet
 	emptyWh    atomic.Bool   // whiteouts are empty files with an xattr, at least some
 	seq        atomic.Uint64 // of names in work
+	torn       []string      // files in work that have other names too: New deals with them
 	o          UpperOptions
 	log        *slog.Logger
 	baseRef    string
@@ -76,6 +77,7 @@ const (
 // another tree ErrOtherBase.
 func OpenUpper(dir, work string, o UpperOptions) (*Upper, error) {
 	u := &Upper{root: -1, work: -1, o: o, log: o.Logger}
+	u.seq.Store(uint64(time.Now().UnixNano())) // no name of a former process, some of which are still there
 	if u.log == nil {
 		u.log = slog.New(slog.DiscardHandler)
 	}
@@ -163,6 +165,11 @@ func (u *Upper) cleanWork() error {
 	names, err := readNames(u.work)
 	for _, name := range names {
 		if name == spareWhiteout || name == kernelWork || name == kernelIndex {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Fstatat(u.work, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			u.torn = append(u.torn, name)
 			continue
 		}
 		u.log.Warn("removing what a crash left in the work directory", "name", name)
