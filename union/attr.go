@@ -36,7 +36,7 @@ func (a Attr) Type() uint32 { return a.Mode & syscall.S_IFMT }
 // IsDir tells whether the node is a directory.
 func (a Attr) IsDir() bool { return a.Type() == syscall.S_IFDIR }
 
-// A Caller is who asks for a change: what is made belongs to him. His umask
+// A Caller is who asks for a change, by IDs of the host: what is made belongs to him. His umask
 // counts where the directory has no default ACL (acl(5), "OBJECT CREATION AND DEFAULT ACLs").
 type Caller struct {
 	UID, GID, PID uint32

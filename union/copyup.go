@@ -147,7 +147,11 @@ func (f *FS) copyMeta(dir int, name string, id ID, a Attr) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.Fchownat(fd, "", int(a.UID), int(a.GID), unix.AT_EMPTY_PATH); err != nil {
+	uid, gid, err := f.ids.owner(a)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
 		return err
 	}
 	if a.Type() != unix.S_IFLNK {

@@ -34,6 +34,9 @@ func (f *FS) bear(dir ID, name string, b birth) (ID, Attr, error) {
 	if err := checkName(name); err != nil {
 		return 0, Attr{}, err
 	}
+	if err := f.ids.chownable(&b.caller.UID, &b.caller.GID); err != nil && !b.link {
+		return 0, Attr{}, unix.EOVERFLOW // as may_o_create in fs/namei.c
+	}
 	f.ns.Lock()
 	defer f.ns.Unlock()
 	h, err := f.bearLocked(dir, name, b)

@@ -35,6 +35,7 @@ type FS struct {
 	next    ID               // protected by tab; the next ID for a node born in the upper directory
 	epoch   atomic.Uint64    // how often Continue emptied the upper directory
 	fds     dirFDs
+	ids     IDMap
 }
 
 // New puts an upper directory above a tree; nil makes a read-only FS. The FS
@@ -44,6 +45,7 @@ func New(t *Tree, up *Upper) *FS {
 	f.lower.Store(t)
 	f.fds.open = map[*node]*dirFD{}
 	if up != nil {
+		f.ids = up.ids
 		var st unix.Stat_t
 		_ = unix.Fstat(up.root, &st)
 		root := &node{id: Root, lower: Root, typ: unix.S_IFDIR, fd: -1, ino: st.Ino}
@@ -245,7 +247,7 @@ func (f *FS) Lookup(_ context.Context, dir ID, name string) (ID, Attr, error) {
 		if err != nil {
 			return 0, Attr{}, err
 		}
-		return h.id, f.tree().Attr(h.id), nil
+		return h.id, f.ids.onHost(f.tree().Attr(h.id)), nil
 	}
 	f.ns.RLock()
 	defer f.ns.RUnlock()
@@ -340,7 +342,7 @@ func statTime(t unix.Timespec) Time { return Time{t.Sec, uint32(t.Nsec)} }
 // lowerAttr is the attributes of a node without an upper part. Names of it
 // that are hidden by now do not count as links.
 func (f *FS) lowerAttr(id ID) Attr {
-	a := f.tree().Attr(id)
+	a := f.ids.onHost(f.tree().Attr(id))
 	if f.up == nil || a.IsDir() && f.node(id) == nil {
 		return a
 	}
@@ -400,7 +402,7 @@ func (f *FS) Getattr(_ context.Context, id ID, h *File) (Attr, error) {
 		if !f.tree().Has(id) {
 			return Attr{}, unix.ESTALE
 		}
-		return f.tree().Attr(id), nil
+		return f.ids.onHost(f.tree().Attr(id)), nil
 	}
 	f.ns.RLock()
 	defer f.ns.RUnlock()

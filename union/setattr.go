@@ -8,6 +8,9 @@ import (
 
 // Setattr changes attributes of a node, copying it up first; h is an open file of it, or nil.
 func (f *FS) Setattr(ctx context.Context, id ID, h *File, s SetAttr) (Attr, error) {
+	if err := f.ids.chownable(s.UID, s.GID); err != nil {
+		return Attr{}, err
+	}
 	size := int64(wholeFile)
 	if s.Size != nil {
 		size = *s.Size

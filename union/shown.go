@@ -68,7 +68,7 @@ func (f *FS) showFD(fd int) (s shown, err error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return s, err
 	}
-	s.Attr, s.key = f.statAttr(&node{ino: st.Ino}, &st), nodeKey{true, st.Ino}
+	s.Attr, s.key = f.ids.inImage(f.statAttr(&node{ino: st.Ino}, &st)), nodeKey{true, st.Ino}
 	if s.Type() == unix.S_IFLNK {
 		if s.link, err = readlinkAt(fd, ""); err != nil {
 			return s, err

@@ -30,6 +30,7 @@ type UpperOptions struct {
 	Base     digest.Digest // Tree.Digest of the tree below; "" is not checked
 	BaseRef  string        // what the base was called, for people
 	Note     string        // what else the caller wants to know of the base later
+	IDs      IDMap         // of a new upper directory; one that is there must have the same, or none may be asked for
 	Logger   *slog.Logger  // nil discards
 }
 
@@ -53,6 +54,7 @@ type Upper struct {
 	log        *slog.Logger
 	baseRef    string
 	note       string
+	ids        IDMap
 }
 
 const (
@@ -67,6 +69,7 @@ const (
 	xattrBase     = "layerfs.base"   // ours, on the root: Tree.Digest
 	xattrBaseRef  = "layerfs.ref"    // ours, on the root: the image's name
 	xattrNote     = "layerfs.note"   // ours, on the root: UpperOptions.Note
+	xattrIDs      = "layerfs.ids"    // ours, on the root: IDMap.String
 	xattrDotWh    = "layerfs.wh"     // ours, on the root: there may be whiteouts in the form of .wh. files
 	xattrMoved    = "layerfs.moved"  // ours, on the root: lower directories were renamed
 )
@@ -113,7 +116,7 @@ func (u *Upper) open(dir, work string) (err error) {
 	if v, err := fgetxattr(u.root, u.prefix+xattrOpaque); err == nil && string(v) == "x" {
 		u.emptyWh.Store(true)
 	}
-	if err := u.checkBase(); err != nil || u.fresh {
+	if err := errors.Join(u.checkBase(), u.chooseIDs()); err != nil || u.fresh {
 		return err
 	}
 	return u.lookOver(u.root, "", foreign)

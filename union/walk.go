@@ -224,5 +224,5 @@ func (f *FS) itemAttr(it *item) Attr {
 	if it.dir < 0 {
 		return f.tree().Attr(it.from)
 	}
-	return f.statAttr(&node{ino: it.st.Ino}, &it.st)
+	return f.ids.inImage(f.statAttr(&node{ino: it.st.Ino}, &it.st))
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/layerfs/layerfs/fuse"
+	"github.com/layerfs/layerfs/union"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 )
@@ -47,6 +48,7 @@ type mountFlags struct {
 	upper, work, layers, prefetch    string
 	index, evidence                  string
 	options                          []string
+	ids                              idFlags
 }
 
 func setupMount(flags *pflag.FlagSet) runFunc {
@@ -63,6 +65,7 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 	flags.BoolVar(&m.forensic, "forensic", false, "for an examination: read-only, nosuid, nodev, noexec, nosymfollow, --index tar, --prefetch none; wants --evidence")
 	flags.StringVar(&m.evidence, "evidence", "", "append a line of JSON to this file for every request, check, mount and unmount; see \"layerfs evidence\"")
 	flags.StringArrayVarP(&m.options, "options", "o", nil, "mount options: ro rw dev suid noexec noatime allow_other …")
+	m.ids.add(flags)
 	return func(ctx context.Context, e *env, args []string) error {
 		if err := wantArgs("mount [flags] IMAGE DIR", args, 2, 2); err != nil {
 			return err
@@ -87,6 +90,7 @@ type mountPlan struct {
 	upper, work string
 	ephemeral   bool
 	force       bool
+	ids         union.IDMap
 	span        span
 	flags       []string // mount options for the kernel
 	allowOther  bool
@@ -137,6 +141,9 @@ func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
 		return nil, usageError("--ephemeral throws away what is written; it does not go with --upper")
 	}
 	var err error
+	if p.ids, err = m.ids.parse(); err != nil {
+		return nil, err
+	}
 	if p.span, err = parseSpan(m.layers); err != nil {
 		return nil, err
 	}

@@ -119,14 +119,18 @@ func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
 	}
 	if !s.plan.rw {
 		s.fs = union.New(s.im.tree, nil)
+		s.fs.MapIDs(s.plan.ids)
 		return nil
 	}
 	s.upper, err = union.OpenUpper(s.plan.upper, s.plan.work, union.UpperOptions{
 		Create: true, Force: s.plan.force, Volatile: s.plan.ephemeral,
-		Base: s.im.tree.Digest(), BaseRef: s.im.Name, Note: s.im.note(s.e).String(), Logger: s.e.log,
+		Base: s.im.tree.Digest(), BaseRef: s.im.Name, Note: s.im.note(s.e).String(), IDs: s.plan.ids, Logger: s.e.log,
 	})
 	if errors.Is(err, union.ErrOtherBase) {
 		err = fmt.Errorf("%w; mount that image, choose another --upper, or say --force-upper", err)
+	}
+	if errors.Is(err, union.ErrOtherIDs) {
+		err = fmt.Errorf("%w; give the same --uid-map and --gid-map, none, or another --upper", err)
 	}
 	if err != nil {
 		return err
