@@ -32,6 +32,19 @@ func (m stateful) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name strin
 	return gofuse.OK
 }
 
+// Tmpfile is open(2) with O_TMPFILE.
+func (m stateful) Tmpfile(cancel <-chan struct{}, in *gofuse.CreateIn, out *gofuse.CreateOut) gofuse.Status {
+	c := newCall(cancel)
+	defer c.end()
+	id, a, f, err := m.fs.Tmpfile(c, callerWith(&in.InHeader, in.Umask), union.ID(in.NodeId), int(in.Flags), in.Mode)
+	if err != nil {
+		return m.replyCall(c, "tmpfile", in.NodeId, err)
+	}
+	fillEntry(&out.EntryOut, id, &a)
+	out.OpenOut = gofuse.OpenOut{Fh: m.files.add(f), OpenFlags: cached}
+	return gofuse.OK
+}
+
 // Open opens, and truncates where O_TRUNC says so (CAP_ATOMIC_O_TRUNC): a lower
 // file's content is then not copied up for nothing.
 func (m stateful) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {

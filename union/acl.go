@@ -23,21 +23,20 @@ func (b birth) inherited(dir int) ([]byte, error) {
 	return acl, err
 }
 
-// inherit gives a new node in the work directory what posix_acl_create (fs/posix_acl.c) would:
+// inherit gives a new node, no symlink, what posix_acl_create (fs/posix_acl.c) would:
 // the default ACL as its own, a directory also as its default. It returns the
 // mode, which has only the permissions that both the ACL and the caller gave;
 // setting it puts them into the ACL as well.
-func (f *FS) inherit(temp string, typ, mode uint32, acl []byte) (uint32, error) {
-	p := procPath(f.up.work, temp)
-	if err := unix.Lsetxattr(p, aclAccess, acl, 0); err != nil {
+func inherit(p string, typ, mode uint32, acl []byte) (uint32, error) {
+	if err := unix.Setxattr(p, aclAccess, acl, 0); err != nil {
 		return 0, err
 	}
 	if typ == unix.S_IFDIR {
-		if err := unix.Lsetxattr(p, aclDefault, acl, 0); err != nil {
+		if err := unix.Setxattr(p, aclDefault, acl, 0); err != nil {
 			return 0, err
 		}
 	}
 	var st unix.Stat_t
-	err := unix.Fstatat(f.up.work, temp, &st, unix.AT_SYMLINK_NOFOLLOW)
+	err := unix.Stat(p, &st)
 	return mode & (st.Mode&0o777 | 0o7000), err
 }

@@ -146,7 +146,7 @@ func (f *FS) dress(temp string, b birth, parent *unix.Stat_t, acl []byte) error 
 	}
 	if acl != nil {
 		var err error
-		if mode, err = f.inherit(temp, b.typ, mode, acl); err != nil {
+		if mode, err = inherit(procPath(f.up.work, temp), b.typ, mode, acl); err != nil {
 			return err
 		}
 	}
@@ -230,6 +230,7 @@ func (f *FS) Link(ctx context.Context, id, dir ID, name string) (ID, Attr, error
 	if n.typ == unix.S_IFDIR {
 		return 0, Attr{}, unix.EPERM
 	}
+	defer f.named(n)
 	return f.bear(dir, name, birth{typ: n.typ, link: true, make: func(dir int, name string, _ uint32) error {
 		return f.withPath(n, func(fd int) error {
 			return unix.Linkat(unix.AT_FDCWD, procPath(fd, ""), dir, name, unix.AT_SYMLINK_FOLLOW)
