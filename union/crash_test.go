@@ -228,3 +228,42 @@ func (c *crashCase) trace() (list []killing) {
 }
 
 func (k killing) String() string { return k.call + " " + strconv.Itoa(k.nth) }
+
+// TestWhiteoutsWithoutDevices: where the file system takes no devices, a
+// whiteout is an empty file with a mark. The next mount reads it, and so does
+// overlayfs where the upper directory has become a lower one.
+func TestWhiteoutsWithoutDevices(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil || os.Geteuid() != 0 {
+		t.Skip("needs strace and root")
+	}
+	c := &crashCase{t: t, strace: strace, c: crashing{Call: "unlink", A: "d2/x2/z"}}
+	c.fresh()
+	for _, path := range []string{"d2/x2/z", "top"} {
+		c.c.A = path
+		if out, err := c.child("inject=mknodat:error=EPERM").CombinedOutput(); err != nil {
+			t.Skipf("needs ptrace: %v: %s", err, out)
+		}
+	}
+	upper := filepath.Join(c.c.Dir, "upper")
+	var st unix.Stat_t
+	must(t, unix.Lstat(filepath.Join(upper, "top"), &st))
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		t.Fatalf("the whiteout has mode %o", st.Mode)
+	}
+	got := c.look()
+	if strings.Contains(got, "\ntop ") || strings.Contains(got, "d2/x2/z ") || !strings.Contains(got, "\nd2/x2 ") {
+		t.Errorf("after the removal:\n%s", got)
+	}
+	lower, mnt := t.TempDir(), t.TempDir()
+	m := &model{t: t, host: mnt}
+	tree := mergeText(t, modelLayers...)
+	m.copyOut(tree, union.Root, lower)
+	if err := unix.Mount("overlay", mnt, "overlay", unix.MS_RDONLY, "lowerdir="+upper+":"+lower); err != nil {
+		t.Skipf("needs overlayfs: %v", err)
+	}
+	defer func() { must(t, unix.Unmount(mnt, 0)) }()
+	if d := diffLines(withoutLinks(m.dumpHost()), withoutLinks(got)); d != "" {
+		t.Error("overlayfs: " + d)
+	}
+}
