@@ -15,6 +15,8 @@ func (f *FS) Tmpfile(_ context.Context, c Caller, dir ID, flags int, mode uint32
 	if f.ids.chownable(&c.UID, &c.GID) != nil {
 		return 0, Attr{}, nil, unix.EOVERFLOW
 	}
+	f.life.RLock()
+	defer f.life.RUnlock()
 	f.ns.Lock()
 	defer f.ns.Unlock()
 	d, err := f.copyUpDir(dir)
@@ -31,7 +33,9 @@ func (f *FS) Tmpfile(_ context.Context, c Caller, dir ID, flags int, mode uint32
 		_ = unix.Close(fd)
 		return 0, Attr{}, nil, err
 	}
-	return n.id, f.statAttr(n, &st), &File{fs: f, id: n.id, flags: openFlags(flags), fd: fd}, nil
+	h := &File{fs: f, id: n.id, flags: openFlags(flags), fd: fd}
+	h.keep(n)
+	return n.id, f.statAttr(n, &st), h, nil
 }
 
 // bornWithoutName gives an open file its owner and mode, and a node that is kept by a descriptor.
