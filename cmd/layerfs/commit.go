@@ -114,7 +114,15 @@ func (e *env) commit(ctx context.Context, dir, dest string, o commitFlags) error
 			return e.writeLayer(ctx, c.writeTar, w, o)
 		}}
 	}
+	var end *tail
+	if push.Layer != nil && hasIndex(o.compression) && !o.goOn { // which keeps all of it
+		end = &tail{}
+		push.Layer = end.wrap(push.Layer)
+	}
 	name, err := e.push(ctx, c, dest, push, o.goOn)
+	if err == nil && end != nil {
+		end.intoCache(ctx, e, c.image)
+	}
 	if name != "" {
 		_, printed := fmt.Fprintln(e.stdout, name)
 		err = errors.Join(err, printed)
