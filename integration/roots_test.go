@@ -2,8 +2,10 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -333,12 +335,26 @@ func TestStorageRootMessages(t *testing.T) {
 
 // TestBlindMarks: a process that cannot read trusted.* says so.
 func TestBlindMarks(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("needs a user without CAP_SYS_ADMIN")
-	}
-	root := t.TempDir()
+	root, dir := t.TempDir(), t.TempDir()
 	storagetest.Docker(t, root, rootLayers, rootWrites)
-	if r := newHost(t).try("ls", "docker-root:"+root+"#"+storagetest.ContainerName); r.code != 0 || !strings.Contains(r.stderr, "CAP_SYS_ADMIN") {
-		t.Errorf("exit %d\n%s", r.code, r.stderr)
+	bin, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{bin, "--root", filepath.Join(dir, "state"), "ls", "docker-root:" + root + "#" + storagetest.ContainerName}
+	if os.Geteuid() == 0 {
+		if _, err := exec.LookPath("setpriv"); err != nil {
+			t.Skip("needs setpriv")
+		}
+		openTo(t, dir, bin)
+		if err := errors.Join(os.Mkdir(args[2], 0o700), os.Chown(args[2], 65534, 65534)); err != nil {
+			t.Fatal(err)
+		}
+		args[0] = filepath.Join(dir, "layerfs")
+		args = append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"}, args...)
+	}
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "CAP_SYS_ADMIN") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
