@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,34 +24,38 @@ type pattern struct {
 
 // patterns have the published forms of keys and tokens: each issuer gives its own a prefix
 // so that they can be found.
-var patterns = []pattern{
-	{"private key", "PRIVATE KEY-----", regexp.MustCompile(`-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s+[A-Za-z0-9+/=:,\- ]{16}`)},
-	{"AWS access key", "KIA", regexp.MustCompile(`\bAKIA[0-9A-Z]{16}\b`)},
-	{"AWS session key", "SIA", regexp.MustCompile(`\bASIA[0-9A-Z]{16}\b`)},
-	{"AWS secret key", "aws_secret_access_key", regexp.MustCompile(`aws_secret_access_key\s*[=:]\s*["']?([A-Za-z0-9/+]{40})`)},
-	{"GitHub token", "gh", regexp.MustCompile(`\bgh[pousr]_[A-Za-z0-9]{36,}\b`)},
-	{"GitHub token", "github_pat_", regexp.MustCompile(`\bgithub_pat_[A-Za-z0-9_]{60,}\b`)},
-	{"GitLab token", "glpat-", regexp.MustCompile(`\bglpat-[A-Za-z0-9_-]{20,}\b`)},
-	{"Slack token", "xox", regexp.MustCompile(`\bxox[abeoprs]-[A-Za-z0-9-]{20,}`)},
-	{"Google API key", "AIza", regexp.MustCompile(`\bAIza[0-9A-Za-z_-]{35}\b`)},
-	{"Stripe key", "k_live_", regexp.MustCompile(`\b[rs]k_live_[0-9A-Za-z]{20,}\b`)},
-	{"npm token", "npm_", regexp.MustCompile(`\bnpm_[A-Za-z0-9]{36}\b`)},
-	{"npm token", "_authToken", regexp.MustCompile(`_authToken\s*=\s*([^\s${]{8,})`)},
-	{"PyPI token", "pypi-", regexp.MustCompile(`\bpypi-[A-Za-z0-9_-]{50,}`)},
-	{"registry login", `"auth"`, regexp.MustCompile(`"auth"\s*:\s*"([A-Za-z0-9+/]{8,}={0,2})"`)},
-	{"password in a URL", "://", regexp.MustCompile(`\b[a-z][a-z0-9+.-]*://[^/\s:@"'<>{}$]+:([^/\s:@"'<>{}$]{3,})@[a-zA-Z0-9]`)},
-	{"password of a netrc", "machine", regexp.MustCompile(`\bmachine\s+\S+\s+login\s+\S+\s+password\s+(\S+)`)},
-}
+var patterns = sync.OnceValue(func() []pattern {
+	return []pattern{
+		{"private key", "PRIVATE KEY-----", regexp.MustCompile(`-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s+[A-Za-z0-9+/=:,\- ]{16}`)},
+		{"AWS access key", "KIA", regexp.MustCompile(`\bAKIA[0-9A-Z]{16}\b`)},
+		{"AWS session key", "SIA", regexp.MustCompile(`\bASIA[0-9A-Z]{16}\b`)},
+		{"AWS secret key", "aws_secret_access_key", regexp.MustCompile(`aws_secret_access_key\s*[=:]\s*["']?([A-Za-z0-9/+]{40})`)},
+		{"GitHub token", "gh", regexp.MustCompile(`\bgh[pousr]_[A-Za-z0-9]{36,}\b`)},
+		{"GitHub token", "github_pat_", regexp.MustCompile(`\bgithub_pat_[A-Za-z0-9_]{60,}\b`)},
+		{"GitLab token", "glpat-", regexp.MustCompile(`\bglpat-[A-Za-z0-9_-]{20,}\b`)},
+		{"Slack token", "xox", regexp.MustCompile(`\bxox[abeoprs]-[A-Za-z0-9-]{20,}`)},
+		{"Google API key", "AIza", regexp.MustCompile(`\bAIza[0-9A-Za-z_-]{35}\b`)},
+		{"Stripe key", "k_live_", regexp.MustCompile(`\b[rs]k_live_[0-9A-Za-z]{20,}\b`)},
+		{"npm token", "npm_", regexp.MustCompile(`\bnpm_[A-Za-z0-9]{36}\b`)},
+		{"npm token", "_authToken", regexp.MustCompile(`_authToken\s*=\s*([^\s${]{8,})`)},
+		{"PyPI token", "pypi-", regexp.MustCompile(`\bpypi-[A-Za-z0-9_-]{50,}`)},
+		{"registry login", `"auth"`, regexp.MustCompile(`"auth"\s*:\s*"([A-Za-z0-9+/]{8,}={0,2})"`)},
+		{"password in a URL", "://", regexp.MustCompile(`\b[a-z][a-z0-9+.-]*://[^/\s:@"'<>{}$]+:([^/\s:@"'<>{}$]{3,})@[a-zA-Z0-9]`)},
+		{"password of a netrc", "machine", regexp.MustCompile(`\bmachine\s+\S+\s+login\s+\S+\s+password\s+(\S+)`)},
+	}
+})
 
 // assigned finds passwords in environment and build steps, where a name says that they are
 // one. In files of programs too much looks like it.
-var assigned = pattern{"password by its name", "=", regexp.MustCompile(`(?i)\b[a-z0-9_]*(?:passw(?:or)?d|secret|token|api_?key|credential)[a-z0-9_]*=["']?([^\s"'$]{4,})`)}
+var assigned = sync.OnceValue(func() pattern {
+	return pattern{"password by its name", "=", regexp.MustCompile(`(?i)\b[a-z0-9_]*(?:passw(?:or)?d|secret|token|api_?key|credential)[a-z0-9_]*=["']?([^\s"'$]{4,})`)}
+})
 
 // find names what looks like a secret in a text: the kind, the line, and its first characters.
 func find(text []byte, words bool) (found []string) {
-	list := patterns
+	list := patterns()
 	if words {
-		list = append([]pattern{assigned}, patterns...)
+		list = append([]pattern{assigned()}, list...)
 	}
 	seen := map[string]bool{}
 	for _, p := range list {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/layerfs/layerfs/union"
@@ -38,14 +39,17 @@ type Image struct {
 //go:embed page.html
 var pageText string
 
-var page = template.Must(template.New("page").Funcs(template.FuncMap{
-	"size": Size, "name": forensic.Printable, "day": day, "color": color, "inc": func(i int) int { return i + 1 },
-}).Parse(pageText))
+// page is parsed by who writes one: most runs of a program do not.
+var page = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("page").Funcs(template.FuncMap{
+		"size": Size, "name": forensic.Printable, "day": day, "color": color, "inc": func(i int) int { return i + 1 },
+	}).Parse(pageText))
+})
 
 // Write writes the page. The same image gives the same page.
 func Write(w io.Writer, im Image) error {
 	c := census(im.Layers)
-	return page.Execute(w, struct {
+	return page().Execute(w, struct {
 		Image
 		Layers   []layerRow
 		Wasted   int64
