@@ -23,6 +23,7 @@ const patience = 2 * time.Second
 // it. The handler that makes it must end it.
 type call struct {
 	interrupted <-chan struct{} // closed by the library when the kernel interrupts the request
+	gate        *sync.RWMutex   // nil, or held for reading until the end
 
 	mu    sync.Mutex
 	done  chan struct{} // protected by mu; nil: nobody waits
@@ -32,6 +33,12 @@ type call struct {
 var _ context.Context = (*call)(nil)
 
 func newCall(cancel <-chan struct{}) *call { return &call{interrupted: cancel} }
+
+// begin is the call of a request. Calls wait here once Pause has begun.
+func (m *core) begin(cancel <-chan struct{}) *call {
+	m.gate.RLock()
+	return &call{interrupted: cancel, gate: &m.gate}
+}
 
 func (c *call) Deadline() (time.Time, bool) { return time.Time{}, false }
 
@@ -80,6 +87,9 @@ func (c *call) Err() error {
 
 // end stops the watch.
 func (c *call) end() {
+	if c.gate != nil {
+		c.gate.RUnlock()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended != nil {

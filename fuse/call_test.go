@@ -125,7 +125,7 @@ func TestPanicked(t *testing.T) {
 
 func TestHandles(t *testing.T) {
 	var h handles[string]
-	a, b := h.add("a"), h.add("b")
+	a, b := h.add("a", 0), h.add("b", 0)
 	if a == 0 || b == 0 || a == b {
 		t.Errorf("numbers %d, %d", a, b)
 	}
@@ -138,7 +138,7 @@ func TestHandles(t *testing.T) {
 	if _, ok := h.get(a); ok {
 		t.Error("still there after remove")
 	}
-	if c := h.add("c"); c == a {
+	if c := h.add("c", 0); c == a {
 		t.Error("a number was used again")
 	}
 	if _, ok := h.remove(0); ok {

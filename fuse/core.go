@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"log/slog"
+	"sync"
 	"syscall"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -18,8 +19,10 @@ type core struct {
 	fs                   *union.FS
 	log                  *slog.Logger
 	server               *gofuse.Server // set before the first request but INIT
+	gate                 sync.RWMutex   // see begin
 	files                handles[*union.File]
 	dirs                 handles[*union.Dir]
+	listings             *listings
 	push                 *pusher // nil: the tree may change
 }
 
@@ -65,7 +68,7 @@ func callerWith(h *gofuse.InHeader, umask uint32) union.Caller {
 }
 
 func (m *core) Lookup(cancel <-chan struct{}, in *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	id, a, err := m.fs.Lookup(c, union.ID(in.NodeId), name)
 	if err == syscall.ENOENT {
@@ -82,7 +85,7 @@ func (m *core) Lookup(cancel <-chan struct{}, in *gofuse.InHeader, name string, 
 func (m *core) Forget(node, refs uint64) { m.fs.Forget(union.ID(node), refs) }
 
 func (m *core) GetAttr(cancel <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	var h *union.File
 	if in.Flags()&gofuse.FUSE_GETATTR_FH != 0 {
@@ -97,11 +100,11 @@ func (m *core) GetAttr(cancel <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse
 }
 
 func (m *core) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *gofuse.AttrOut) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	var h *union.File
 	if fh, ok := in.GetFh(); ok {
-		h, _ = m.files.get(fh)
+		h, _ = m.file(c, in.NodeId, fh)
 	}
 	s := setAttrOf(&in.SetAttrInCommon)
 	if in.Valid&gofuse.FATTR_KILL_SUIDGID != 0 && s.Mode == nil {
@@ -120,14 +123,14 @@ func (m *core) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *gofuse
 }
 
 func (m *core) Readlink(cancel <-chan struct{}, in *gofuse.InHeader) ([]byte, gofuse.Status) {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	target, err := m.fs.Readlink(c, union.ID(in.NodeId))
 	return []byte(target), m.replyCall(c, "readlink", in.NodeId, err)
 }
 
 func (m *core) StatFs(cancel <-chan struct{}, in *gofuse.InHeader, out *gofuse.StatfsOut) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	s, err := m.fs.Statfs(c)
 	if err != nil {

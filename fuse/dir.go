@@ -17,13 +17,13 @@ func isDot(name string) bool { return name == "." || name == ".." }
 // belong to one handle, and a listing that goes on in another one after a
 // removal would skip names.
 func (m stateful) OpenDir(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	d, err := m.fs.OpenDir(c, union.ID(in.NodeId))
 	if err != nil {
 		return m.replyCall(c, "opendir", in.NodeId, err)
 	}
-	out.Fh = m.dirs.add(d)
+	out.Fh = m.dirs.add(d, 0)
 	return gofuse.OK
 }
 
@@ -40,18 +40,22 @@ func (m stateful) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirE
 }
 
 func (m stateful) list(op string, in *gofuse.ReadIn, yield func(uint64, union.Dirent) bool) gofuse.Status {
-	d, ok := m.dirs.get(in.Fh)
+	d, ok := m.dir(in.NodeId, in.Fh)
 	if !ok {
 		return gofuse.EBADF
 	}
-	return m.reply(op, in.NodeId, d.Read(in.Offset, yield))
+	err := d.Read(in.Offset, yield)
+	if in.Offset == 0 && err == nil {
+		m.listings.keep(in.Fh, d.Names(), m.dirs.len() <= 1)
+	}
+	return m.reply(op, in.NodeId, err)
 }
 
 // ReadDirPlus takes a reference on every node it gives the kernel, as Lookup
 // does. An entry that went since the listing began is given without its node:
 // the kernel then asks for the name when somebody wants it.
 func (m stateful) ReadDirPlus(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	return m.list("readdirplus", in, func(next uint64, e union.Dirent) bool {
 		entry := out.AddDirLookupEntry(direntOf(next, e))
@@ -67,7 +71,7 @@ func (m stateful) ReadDirPlus(cancel <-chan struct{}, in *gofuse.ReadIn, out *go
 }
 
 func (m stateful) FsyncDir(cancel <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	return m.replyCall(c, "fsyncdir", in.NodeId, m.fs.FsyncDir(c, union.ID(in.NodeId)))
 }

@@ -21,40 +21,53 @@ type stateful struct{ *core }
 const cached = gofuse.FOPEN_KEEP_CACHE
 
 func (m stateful) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name string, out *gofuse.CreateOut) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	id, a, f, err := m.fs.Create(c, callerWith(&in.InHeader, in.Umask), union.ID(in.NodeId), name, int(in.Flags), in.Mode)
+	if err == syscall.EEXIST && resent(&in.InHeader) {
+		id, a, f, err = m.created(c, union.ID(in.NodeId), name, in.Flags)
+	}
 	if err != nil {
 		return m.replyCall(c, "create", in.NodeId, err)
 	}
 	fillEntry(&out.EntryOut, id, &a)
-	out.OpenOut = gofuse.OpenOut{Fh: m.files.add(f), OpenFlags: cached}
+	out.OpenOut = gofuse.OpenOut{Fh: m.files.add(f, modeOf(in.Flags)), OpenFlags: cached}
 	return gofuse.OK
 }
 
 // Tmpfile is open(2) with O_TMPFILE.
 func (m stateful) Tmpfile(cancel <-chan struct{}, in *gofuse.CreateIn, out *gofuse.CreateOut) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	id, a, f, err := m.fs.Tmpfile(c, callerWith(&in.InHeader, in.Umask), union.ID(in.NodeId), int(in.Flags), in.Mode)
 	if err != nil {
 		return m.replyCall(c, "tmpfile", in.NodeId, err)
 	}
 	fillEntry(&out.EntryOut, id, &a)
-	out.OpenOut = gofuse.OpenOut{Fh: m.files.add(f), OpenFlags: cached}
+	out.OpenOut = gofuse.OpenOut{Fh: m.files.add(f, modeOf(in.Flags)), OpenFlags: cached}
 	return gofuse.OK
+}
+
+// created opens what an earlier server made and could not tell of.
+func (m stateful) created(c *call, dir union.ID, name string, flags uint32) (union.ID, union.Attr, *union.File, error) {
+	id, a, err := m.fs.Lookup(c, dir, name)
+	if err != nil {
+		return 0, a, nil, err
+	}
+	f, err := m.fs.Open(c, id, int(flags))
+	return id, a, f, err
 }
 
 // Open opens, and truncates where O_TRUNC says so (CAP_ATOMIC_O_TRUNC): a lower
 // file's content is then not copied up for nothing.
 func (m stateful) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	f, err := m.open(c, in)
 	if err != nil {
 		return m.replyCall(c, "open", in.NodeId, err)
 	}
-	out.Fh, out.OpenFlags = m.files.add(f), cached
+	out.Fh, out.OpenFlags = m.files.add(f, modeOf(in.Flags)), cached
 	return gofuse.OK
 }
 
@@ -98,12 +111,12 @@ func (m stateful) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
 func (m stateful) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.ENOSYS }
 
 func (m stateful) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
-	f, ok := m.files.get(in.Fh)
+	c := m.begin(cancel)
+	defer c.end()
+	f, ok := m.file(c, in.NodeId, in.Fh)
 	if !ok {
 		return nil, gofuse.EBADF
 	}
-	c := newCall(cancel)
-	defer c.end()
 	n, err := f.ReadAt(c, buf, int64(in.Offset))
 	return m.readResult(c, in, buf[:n], err)
 }
@@ -118,12 +131,12 @@ func (m *core) readResult(c *call, in *gofuse.ReadIn, b []byte, err error) (gofu
 }
 
 func (m stateful) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []byte) (uint32, gofuse.Status) {
-	f, ok := m.files.get(in.Fh)
+	c := m.begin(cancel)
+	defer c.end()
+	f, ok := m.file(c, in.NodeId, in.Fh)
 	if !ok {
 		return 0, gofuse.EBADF
 	}
-	c := newCall(cancel)
-	defer c.end()
 	if in.WriteFlags&gofuse.WRITE_KILL_SUIDGID != 0 {
 		if err := m.dropPrivs(c, union.ID(in.NodeId), f); err != nil {
 			return 0, m.replyCall(c, "write", in.NodeId, err)
@@ -133,9 +146,11 @@ func (m stateful) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []byte)
 	return uint32(n), m.replyCall(c, "write", in.NodeId, err)
 }
 
-func (m stateful) Fsync(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
+func (m stateful) Fsync(cancel <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
 	const dataSync = 1 << 0 // FUSE_FSYNC_FDATASYNC of linux/fuse.h
-	f, ok := m.files.get(in.Fh)
+	c := m.begin(cancel)
+	defer c.end()
+	f, ok := m.file(c, in.NodeId, in.Fh)
 	if !ok {
 		return gofuse.EBADF
 	}
@@ -143,12 +158,12 @@ func (m stateful) Fsync(_ <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
 }
 
 func (m stateful) Fallocate(cancel <-chan struct{}, in *gofuse.FallocateIn) gofuse.Status {
-	f, ok := m.files.get(in.Fh)
+	c := m.begin(cancel)
+	defer c.end()
+	f, ok := m.file(c, in.NodeId, in.Fh)
 	if !ok {
 		return gofuse.EBADF
 	}
-	c := newCall(cancel)
-	defer c.end()
 	err := m.dropPrivsFor(c, &in.InHeader, in.NodeId, f)
 	if err == nil {
 		err = f.Allocate(in.Mode, int64(in.Offset), int64(in.Length))
@@ -156,8 +171,10 @@ func (m stateful) Fallocate(cancel <-chan struct{}, in *gofuse.FallocateIn) gofu
 	return m.replyCall(c, "fallocate", in.NodeId, err)
 }
 
-func (m stateful) Lseek(_ <-chan struct{}, in *gofuse.LseekIn, out *gofuse.LseekOut) gofuse.Status {
-	f, ok := m.files.get(in.Fh)
+func (m stateful) Lseek(cancel <-chan struct{}, in *gofuse.LseekIn, out *gofuse.LseekOut) gofuse.Status {
+	c := m.begin(cancel)
+	defer c.end()
+	f, ok := m.file(c, in.NodeId, in.Fh)
 	if !ok {
 		return gofuse.EBADF
 	}
@@ -168,16 +185,16 @@ func (m stateful) Lseek(_ <-chan struct{}, in *gofuse.LseekIn, out *gofuse.Lseek
 
 // CopyFileRange answers EXDEV for a source that is not in the upper directory: the kernel then reads and writes.
 func (m stateful) CopyFileRange(cancel <-chan struct{}, in *gofuse.CopyFileRangeIn) (uint32, gofuse.Status) {
-	from, ok := m.files.get(in.FhIn)
-	to, ok2 := m.files.get(in.FhOut)
+	c := m.begin(cancel)
+	defer c.end()
+	from, ok := m.file(c, in.NodeId, in.FhIn)
+	to, ok2 := m.file(c, in.NodeIdOut, in.FhOut)
 	if !ok || !ok2 {
 		return 0, gofuse.EBADF
 	}
 	if in.Flags != 0 {
 		return 0, gofuse.EINVAL
 	}
-	c := newCall(cancel)
-	defer c.end()
 	if err := m.dropPrivsFor(c, &in.InHeader, in.NodeIdOut, to); err != nil {
 		return 0, m.replyCall(c, "copy_file_range", in.NodeIdOut, err)
 	}

@@ -22,14 +22,14 @@ func (m stateless) OpenDir(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gof
 func (m stateless) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.ENOSYS }
 
 func (m stateless) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	n, err := m.fs.ReadAt(c, union.ID(in.NodeId), buf, int64(in.Offset))
 	return m.readResult(c, in, buf[:n], err)
 }
 
 func (m stateless) Lseek(cancel <-chan struct{}, in *gofuse.LseekIn, out *gofuse.LseekOut) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	off, err := m.fs.Lseek(union.ID(in.NodeId), int64(in.Offset), int(in.Whence))
 	out.Offset = uint64(off)
@@ -37,7 +37,7 @@ func (m stateless) Lseek(cancel <-chan struct{}, in *gofuse.LseekIn, out *gofuse
 }
 
 func (m stateless) ReadDir(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	err := m.fs.ReadDir(c, union.ID(in.NodeId), in.Offset, func(next uint64, e union.Dirent) bool {
 		return out.AddDirEntry(direntOf(next, e))
@@ -47,7 +47,7 @@ func (m stateless) ReadDir(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofus
 
 // ReadDirPlus gives the kernel the attributes with the names: a third of the cost of a LOOKUP each.
 func (m stateless) ReadDirPlus(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	tree := m.fs.Tree()
 	var small []union.ID

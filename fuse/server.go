@@ -23,6 +23,8 @@ type Options struct {
 	AllowOther bool         // let other users in; always so for the superuser
 	Logger     *slog.Logger // nil discards
 	Debug      bool         // log every request
+	Listings   *os.File     // keeps listings for a later server; nil: there will be none
+	Resume     *Connection  // of a server that has ended, and still mounted; nil mounts anew. Closed by the server
 }
 
 const (
@@ -38,6 +40,7 @@ const (
 // A Server answers the kernel's requests for one mount.
 type Server struct {
 	core  *core
+	conn  Connection
 	point string
 	info  MountInfo // as the kernel's table had it after the mount
 	done  chan struct{}
@@ -52,6 +55,9 @@ func Mount(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Resume != nil {
+		return resume(o)
+	}
 	r, err := newOrder(o)
 	if err != nil {
 		return nil, err
@@ -60,7 +66,7 @@ func Mount(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := serve(o, fd, r.point)
+	s, err := serve(o, Connection{FD: fd}, r.point)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", r.point, err), unmount(r.point, true))
 	}
@@ -71,25 +77,47 @@ func Mount(o Options) (*Server, error) {
 	return s, nil
 }
 
-// serve takes over the descriptor. The library accepts it in the place of a mountpoint.
-func serve(o Options, fd int, point string) (*Server, error) {
+// resume serves a mount that is there. It asks the mount nothing: nobody would answer.
+func resume(o Options) (*Server, error) {
+	s, err := serve(o, *o.Resume, o.Mountpoint)
+	if err != nil {
+		return nil, fmt.Errorf("take over %s: %w", o.Mountpoint, err)
+	}
+	if s.info, _, err = Mounted(o.Mountpoint); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// serve takes over the descriptor.
+func serve(o Options, conn Connection, point string) (*Server, error) {
 	c := newCore(o.FS, o.Logger)
+	c.files.begin(conn.Generation)
+	c.dirs.begin(conn.Generation)
+	c.listings = newListings(o.Listings, o.Logger)
 	var fs gofuse.RawFileSystem = stateful{c}
 	if o.FS.ReadOnly() {
 		fs = stateless{c}
 	}
-	raw, err := gofuse.NewServer(fs, "/dev/fd/"+strconv.Itoa(fd), protocol(o))
+	raw, err := greet(fs, &conn, protocol(o))
+	if err == nil && o.Resume != nil {
+		err = conn.resend()
+	}
 	if err != nil {
-		_ = unix.Close(fd)
+		_ = unix.Close(conn.FD)
 		return nil, err
 	}
-	s := &Server{core: c, point: point, done: make(chan struct{}), log: o.Logger}
+	s := &Server{core: c, conn: conn, point: point, done: make(chan struct{}), log: o.Logger}
 	go func() {
 		defer close(s.done)
 		raw.Serve()
+		_ = unix.Close(conn.FD)
 	}()
 	return s, nil
 }
+
+// Connection is what a later server needs to go on. The descriptor is good until Wait returns.
+func (s *Server) Connection() *Connection { return &s.conn }
 
 // protocol is what we agree on with the kernel. All caches are ours to
 // invalidate (ExplicitDataCacheControl): nothing changes behind the mount's back.

@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"strings"
+	"syscall"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/layerfs/layerfs/union"
@@ -13,7 +14,7 @@ func (m *core) GetXAttr(cancel <-chan struct{}, in *gofuse.InHeader, name string
 	if !m.fs.HasXattrs() {
 		return 0, gofuse.ENOSYS
 	}
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	v, err := m.fs.Getxattr(c, union.ID(in.NodeId), name)
 	if err != nil {
@@ -27,7 +28,7 @@ func (m *core) ListXAttr(cancel <-chan struct{}, in *gofuse.InHeader, dest []byt
 	if !m.fs.HasXattrs() {
 		return 0, gofuse.ENOSYS
 	}
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	names, err := m.fs.Listxattr(c, union.ID(in.NodeId))
 	if err != nil {
@@ -57,9 +58,12 @@ func fillValue(dest, v []byte) (uint32, gofuse.Status) {
 }
 
 func (m *core) SetXAttr(cancel <-chan struct{}, in *gofuse.SetXAttrIn, name string, value []byte) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
 	err := m.fs.Setxattr(c, union.ID(in.NodeId), name, value, int(in.Flags))
+	if err == syscall.EEXIST && resent(&in.InHeader) { // XATTR_CREATE
+		err = nil
+	}
 	if err == nil && name == aclAccess {
 		err = m.dropSetgid(c, &in.InHeader, union.ID(in.NodeId))
 	}
@@ -67,7 +71,7 @@ func (m *core) SetXAttr(cancel <-chan struct{}, in *gofuse.SetXAttrIn, name stri
 }
 
 func (m *core) RemoveXAttr(cancel <-chan struct{}, in *gofuse.InHeader, name string) gofuse.Status {
-	c := newCall(cancel)
+	c := m.begin(cancel)
 	defer c.end()
-	return m.replyCall(c, "removexattr", in.NodeId, m.fs.Removexattr(c, union.ID(in.NodeId), name))
+	return m.replyCall(c, "removexattr", in.NodeId, doneBefore(resent(in), m.fs.Removexattr(c, union.ID(in.NodeId), name)))
 }

@@ -350,22 +350,21 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestKilled loses a server and mounts again at the same place.
+// TestKilled loses a server and its holder, and mounts again at the same place.
 func TestKilled(t *testing.T) {
 	needMount(t)
 	s := sampleRegistry(t)
 	h := newHost(t)
 	dir := h.mount(s.Host()+"/sample", "--rw")
 	writeChanges(t, dir)
-	var mounts []struct {
-		PID        int    `json:"pid"`
-		Mountpoint string `json:"mountpoint"`
+	m := h.only()
+	if m.Mountpoint != dir || m.Holder == 0 {
+		t.Fatalf("mounts: %+v", m)
 	}
-	if err := json.Unmarshal([]byte(h.run("mounts", "--json")), &mounts); err != nil || len(mounts) != 1 || mounts[0].Mountpoint != dir {
-		t.Fatalf("mounts: %+v, %v", mounts, err)
-	}
-	if err := syscall.Kill(mounts[0].PID, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
+	for _, pid := range []int{m.Holder, m.PID} {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for range 100 {
 		if _, err := os.ReadDir(dir); err != nil {
@@ -374,7 +373,7 @@ func TestKilled(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	r := h.try("mount", "--rw", s.Host()+"/sample", dir)
-	if r.code != 0 || !strings.Contains(r.stderr, strconv.Itoa(mounts[0].PID)) {
+	if r.code != 0 || !strings.Contains(r.stderr, strconv.Itoa(m.PID)) {
 		t.Fatalf("mount again: exit %d: %s", r.code, r.stderr)
 	}
 	if got := readFile(t, dir+"/dir/f"); got != "new\n" {

@@ -301,13 +301,13 @@ func (f *FS) keepOrphan(n *node, temp string) (_ *node, err error) {
 	if n.fd, err = openAt(f.up.work, temp, unix.O_PATH, 0); err != nil {
 		return nil, err
 	}
-	if err := unix.Unlinkat(f.up.work, temp, 0); err != nil {
+	n.gone, n.orphan, n.id = true, true, n.lower
+	if err := unix.Renameat(f.up.work, temp, f.up.work, orphanName(n.id)); err != nil {
 		_ = unix.Close(n.fd)
 		return nil, err
 	}
 	f.tab.Lock()
 	defer f.tab.Unlock()
-	n.gone, n.id = true, n.lower
 	f.nodes[n.id] = n
 	return n, nil
 }

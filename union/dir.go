@@ -45,11 +45,42 @@ func (d *Dir) Read(off uint64, yield func(next uint64, e Dirent) bool) error {
 		d.list = list
 	}
 	for i := off; i < uint64(len(d.list)); i++ {
-		if !yield(i+1, d.list[i]) {
+		if d.list[i].Name != "" && !yield(i+1, d.list[i]) {
 			break
 		}
 	}
 	return nil
+}
+
+// Names lists the names in their order, as the last Read from 0 found them.
+func (d *Dir) Names() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	names := make([]string, len(d.list))
+	for i, e := range d.list {
+		names[i] = e.Name
+	}
+	return names
+}
+
+// Resume goes on with a listing that another Dir began, and whose Names were
+// these: positions stay as they are, and names that have gone since are passed over.
+// nil does nothing. It is called before the first Read.
+func (d *Dir) Resume(names []string) {
+	list, err := d.fs.snapshot(d.id)
+	if err != nil || names == nil {
+		return // Read tells the error
+	}
+	now := make(map[string]Dirent, len(list))
+	for _, e := range list {
+		now[e.Name] = e
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.list = make([]Dirent, len(names))
+	for i, name := range names {
+		d.list[i] = now[name]
+	}
 }
 
 // Close ends the listing.

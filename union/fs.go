@@ -46,6 +46,7 @@ func New(t *Tree, up *Upper) *FS {
 	f.fds.open = map[*node]*dirFD{}
 	if up != nil {
 		f.ids = up.ids
+		f.next = max(f.next, up.lastID+1)
 		var st unix.Stat_t
 		_ = unix.Fstat(up.root, &st)
 		root := &node{id: Root, lower: Root, typ: unix.S_IFDIR, fd: -1, ino: st.Ino}
@@ -120,6 +121,7 @@ func (f *FS) Close() error {
 	f.tab.Lock()
 	defer f.tab.Unlock()
 	for _, n := range f.nodes {
+		f.dropOrphanLocked(n)
 		if n.fd >= 0 {
 			_ = unix.Close(n.fd)
 			n.fd = -1
@@ -293,6 +295,9 @@ func (f *FS) statAttr(n *node, st *unix.Stat_t) Attr {
 	a := Attr{Ino: f.statIno(n), Mode: st.Mode, Nlink: uint32(uint64(st.Nlink) - f.ownLinks(st.Ino)), UID: st.Uid, GID: st.Gid, Rdev: st.Rdev,
 		Size: st.Size, Blocks: st.Blocks, Blksize: uint32(st.Blksize),
 		Atime: statTime(st.Atim), Mtime: statTime(st.Mtim), Ctime: statTime(st.Ctim)}
+	if n.orphan && a.Nlink > 0 {
+		a.Nlink--
+	}
 	if a.IsDir() && !n.gone && n.merged() {
 		a.Nlink = f.dirLinks(n, a.Nlink)
 	}

@@ -21,11 +21,14 @@ type node struct {
 	fd     int     // an O_PATH descriptor that keeps a node without places; else -1
 	gone   bool    // removed: no name leads here any more
 	refs   uint64  // lookups of the kernel
-	kids   int     // places of other nodes in this directory
-	links  uint32  // st_nlink of a merged directory; 0: not counted
-	open   int     // files that are open on it
-	shown  uint64  // st_ino of a born node that had it before Continue; 0: that of ino
-	sent   Time    // a layer of the tree has it as it was at this time of change (Moment.Continue); zero: none
+	// resumed: the kernel may have references that an earlier FS gave, and that refs does not count.
+	resumed bool
+	orphan  bool   // it has a name in the work directory, see orphanName
+	kids    int    // places of other nodes in this directory
+	links   uint32 // st_nlink of a merged directory; 0: not counted
+	open    int    // files that are open on it
+	shown   uint64 // st_ino of a born node that had it before Continue; 0: that of ino
+	sent    Time   // a layer of the tree has it as it was at this time of change (Moment.Continue); zero: none
 }
 
 // A place is a name in an upper directory.

@@ -84,10 +84,15 @@ func (f *FS) removeIn(d *node, dir int, name string, h hit) error {
 	switch {
 	case !inUpper:
 		return f.up.makeWhiteout(dir, name)
+	case !whiteout && h.n.survives():
+		return f.unlinkKept(h.n, dir, name)
 	case !whiteout && h.n.typ != unix.S_IFDIR:
 		return unix.Unlinkat(dir, name, 0)
 	}
 	temp := f.up.temp()
+	if h.n.survives() {
+		temp = orphanName(h.n.id)
+	}
 	if !whiteout {
 		if err := unix.Renameat(dir, name, f.up.work, temp); err != nil {
 			return err
@@ -106,9 +111,17 @@ func (f *FS) removeIn(d *node, dir int, name string, h hit) error {
 		_ = unix.Unlinkat(f.up.work, temp, 0)
 		return err
 	}
+	if h.n.survives() {
+		h.n.orphan = true
+		return nil
+	}
 	f.up.discard(temp)
 	return nil
 }
+
+// survives tells whether a node that keep has kept gets a name in the work directory. A directory
+// without a name is empty and cannot be written to: there is nothing to survive.
+func (n *node) survives() bool { return n.fd >= 0 && n.typ != unix.S_IFDIR }
 
 // keep makes sure that a node whose last known name goes can still be reached by those who use it.
 func (f *FS) keep(h hit, d *node, name string) error {
@@ -117,7 +130,7 @@ func (f *FS) keep(h hit, d *node, name string) error {
 		return nil
 	}
 	f.tab.Lock()
-	others := len(n.places) > 1 || n.refs == 0 && !f.tree().Has(n.id)
+	others := len(n.places) > 1 || n.refs == 0 && !n.resumed && !f.tree().Has(n.id)
 	f.tab.Unlock()
 	if others {
 		return nil
@@ -150,6 +163,9 @@ func (f *FS) removed(h hit, d *node, name string, done bool) {
 		n.dropPlace(d, name)
 		n.gone = len(n.places) == 0 && (n.typ == unix.S_IFDIR || f.linksLeft(n) == 0)
 	}
+	if !n.gone {
+		f.dropOrphanLocked(n)
+	}
 	if n.gone {
 		f.fds.drop(n)
 		delete(f.byIno, n.ino)
@@ -168,7 +184,11 @@ func (f *FS) linksLeft(n *node) uint64 {
 	if n.fd < 0 || unix.Fstat(n.fd, &st) != nil {
 		return 0
 	}
-	return uint64(st.Nlink) - f.ownLinks(st.Ino)
+	own := f.ownLinks(st.Ino)
+	if n.orphan {
+		own++
+	}
+	return uint64(st.Nlink) - own
 }
 
 // emptyDir tells whether a directory shows no names. FS.ns is held.

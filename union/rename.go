@@ -203,6 +203,9 @@ func (f *FS) giveWay(m *move) error {
 		return err
 	}
 	f.beforeUnlink(m.dst, m.to, m.newName)
+	if n.survives() {
+		return f.dir(m.to, func(dir int) error { return f.linkKept(n, dir, m.newName) })
+	}
 	if n.typ != unix.S_IFDIR {
 		return nil
 	}

@@ -31,8 +31,7 @@ func (f *FS) adopt(d *node, fd int, name string, st *unix.Stat_t, ref bool) *nod
 // enterLocked gives a node its ID, the lower one where that is free, and puts it in the table.
 func (f *FS) enterLocked(n *node) *node {
 	if n.id = n.lower; n.lower == 0 || f.nodes[n.lower] != nil {
-		n.id = f.next
-		f.next++
+		n.id = f.bornIDLocked(n.ino)
 	}
 	f.nodes[n.id], f.byIno[n.ino] = n, n
 	return n
@@ -100,12 +99,13 @@ func (f *FS) Forget(id ID, refs uint64) {
 		return
 	}
 	n.refs -= min(refs, n.refs)
+	n.resumed = false // the kernel gives all its references back at once
 	f.releaseLocked(n)
 }
 
 // releaseLocked takes a node that nobody refers to out of the table, and its directories likewise.
 func (f *FS) releaseLocked(n *node) {
-	if f.tree().Has(n.id) || n.refs > 0 || n.kids > 0 || f.nodes[n.id] != n {
+	if f.tree().Has(n.id) || n.refs > 0 || n.resumed || n.kids > 0 || f.nodes[n.id] != n {
 		return
 	}
 	delete(f.nodes, n.id)
@@ -113,6 +113,7 @@ func (f *FS) releaseLocked(n *node) {
 		delete(f.byIno, n.ino)
 	}
 	f.fds.drop(n)
+	f.dropOrphanLocked(n)
 	if n.fd >= 0 {
 		_ = unix.Close(n.fd)
 		n.fd = -1

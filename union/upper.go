@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,8 @@ type UpperOptions struct {
 	Create   bool          // make the two directories where they are missing
 	ReadOnly bool          // only look: no lock, no work directory, nothing is changed
 	Force    bool          // accept an upper directory of another base
+	Numbers  *os.File      // keeps the IDs of nodes for FS.Resume; nil: there will be none
+	Resume   bool          // a server of the same mount has died: keep what FS.Resume needs of the work directory
 	Volatile bool          // no fsync: what is written is thrown away anyway
 	Base     digest.Digest // Tree.Digest of the tree below; "" is not checked
 	BaseRef  string        // what the base was called, for people
@@ -46,6 +49,8 @@ type Upper struct {
 	prefix     string
 	dotWh      bool          // whiteouts may be .wh. files: another program made the directory
 	redirects  bool          // there may be renamed lower directories; protected by FS.ns
+	had        map[uint64]ID // protected by FS.tab; IDs by backing inode that an earlier FS gave
+	lastID     ID            // the highest of them
 	fresh      bool          // empty and new: the root has nothing of the tree yet
 	emptyWh    atomic.Bool   // whiteouts are empty files with an xattr, at least some
 	seq        atomic.Uint64 // of names in work
@@ -97,6 +102,9 @@ func (u *Upper) open(dir, work string) (err error) {
 		if err := errors.Join(os.MkdirAll(dir, 0o755), os.MkdirAll(work, 0o700)); err != nil {
 			return err
 		}
+	}
+	if err := u.readIDs(); err != nil {
+		return err
 	}
 	if u.root, err = openDir(dir); err != nil {
 		return err
@@ -167,11 +175,12 @@ func (u *Upper) lockWork() error {
 func (u *Upper) cleanWork() error {
 	names, err := readNames(u.work)
 	for _, name := range names {
-		if name == spareWhiteout || name == kernelWork || name == kernelIndex {
+		orphan := strings.HasPrefix(name, orphanPrefix)
+		if name == spareWhiteout || name == kernelWork || name == kernelIndex || u.o.Resume && orphan {
 			continue
 		}
 		var st unix.Stat_t
-		if unix.Fstatat(u.work, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if unix.Fstatat(u.work, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR && !orphan {
 			u.torn = append(u.torn, name)
 			continue
 		}

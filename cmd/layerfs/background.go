@@ -21,7 +21,7 @@ import (
 )
 
 // The server in the background is this program once more, with the same
-// arguments and this variable. It holds the number of a descriptor: a pipe on
+// arguments and this variable, started by a holder, which is so too. It holds the number of a descriptor: a pipe on
 // which the server says how it goes, one JSON document a line, until it is
 // ready or has failed.
 const backgroundEnv = "LAYERFS_BACKGROUND"
@@ -56,7 +56,7 @@ func (e *env) startServer(ctx context.Context, p *mountPlan) error {
 	defer r.Close()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), backgroundEnv+"=3")
+	cmd.Env = append(os.Environ(), backgroundEnv+"=3", holderEnv+"={}")
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = logFile, logFile, []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
@@ -125,8 +125,15 @@ func (e *env) serveBackground(ctx context.Context, p *mountPlan) error {
 	if e.log, err = e.newLog(os.Stderr, slog.LevelInfo); err != nil {
 		return err
 	}
+	l, err := e.inherit()
+	if err != nil {
+		return err
+	}
+	if err := p.follow(e, l); err != nil {
+		return err
+	}
 	t := &teller{enc: json.NewEncoder(pipe)}
-	err = e.serve(ctx, p, &serverEvents{
+	err = e.serve(ctx, p, l, &serverEvents{
 		layer: func(i, n int, d ocispec.Descriptor, now layer.Progress) {
 			_ = t.tell(news{Layer: i + 1, Layers: n, Digest: string(d.Digest), Progress: &now})
 		},
@@ -149,7 +156,7 @@ func (e *env) serveForeground(ctx context.Context, p *mountPlan) error {
 		return err
 	}
 	e.log = log
-	return e.serve(ctx, p, &serverEvents{
+	return e.serve(ctx, p, nil, &serverEvents{
 		layer:  bar.layer,
 		remark: func(text string) { e.remark("%s", text) },
 		ready: func() error {

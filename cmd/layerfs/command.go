@@ -29,7 +29,7 @@ type runFunc func(ctx context.Context, e *env, args []string) error
 // commands lists all commands, in the order of the help.
 func commands() []command {
 	return []command{
-		mountCommand, umountCommand, mountsCommand,
+		mountCommand, umountCommand, mountsCommand, upgradeCommand,
 		diffCommand, commitCommand, copyCommand, convertCommand, indexCommand, pullCommand,
 		lsCommand, catCommand, cpCommand, statCommand, findCommand, whichCommand, inspectCommand, historyCommand,
 		imagesCommand, containersCommand, timelineCommand, hashCommand, auditCommand, reportCommand, verifyCommand, evidenceCommand,

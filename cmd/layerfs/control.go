@@ -19,9 +19,10 @@ import (
 
 // A controlRequest is what a client says first.
 type controlRequest struct {
-	Do   string           `json:"do"`             // "status" or "commit"
-	Tar  union.TarOptions `json:"tar,omitzero"`   // of "commit"
-	GoOn bool             `json:"go_on,omitzero"` // of "commit": a goOnRequest follows
+	Do      string           `json:"do"`                // "status", "commit" or "upgrade"
+	Tar     union.TarOptions `json:"tar,omitzero"`      // of "commit"
+	GoOn    bool             `json:"go_on,omitzero"`    // of "commit": a goOnRequest follows
+	Program string           `json:"program,omitempty"` // of "upgrade"
 }
 
 // controlPatience bounds how long both sides wait for an answer that takes no work.
@@ -69,7 +70,11 @@ func (s *server) answer(ctx context.Context, c net.Conn) {
 	case "status":
 		_ = json.NewEncoder(c).Encode(s.status()) // who asked may have gone
 	case "commit":
+		s.commits.Add(1)
+		defer s.commits.Add(-1)
 		s.answerCommit(ctx, c, q)
+	case "upgrade":
+		s.answerUpgrade(c, q.Program)
 	}
 }
 

@@ -83,6 +83,9 @@ func (s *server) goOn(ctx context.Context, m *union.Moment, q goOnRequest) error
 	}
 	s.latest.Store(next)
 	s.state.Image, s.state.Name, s.state.Index, s.state.Layers = next.Ref, next.Name, next.IndexName(), len(next.layers)
+	if err := s.leave(""); err != nil {
+		s.e.log.Warn("tell the holder of the new image", "err", err)
+	}
 	s.e.log.Info("going on from a new image", "mountpoint", s.plan.dir, "image", next.Name)
 	return s.held.update(s.state)
 }

@@ -13,6 +13,9 @@ import (
 var version = "unknown"
 
 func main() {
+	if os.Getenv(holderEnv) != "" {
+		os.Exit(hold())
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}
 	code := e.main(ctx, os.Args[1:])

@@ -86,6 +86,8 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 // A mountPlan is a mount command understood: what to mount where, and how.
 type mountPlan struct {
 	image, dir  string
+	asked       string    // of a mount taken over: the image as the user gave it
+	started     time.Time // likewise: when it was mounted
 	rw          bool
 	upper, work string
 	ephemeral   bool

@@ -55,11 +55,14 @@ type server struct {
 	latest atomic.Pointer[image] // what commits went on from; nil: im
 	state  *mountState
 
+	legacy  *legacy      // nil in the foreground
+	commits atomic.Int32 // under way
+
 	profile union.Profile // what earlier mounts read
 }
 
 // serve opens the image, mounts it, and returns when it is unmounted. ctx ends it too.
-func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err error) {
+func (e *env) serve(ctx context.Context, p *mountPlan, l *legacy, ev *serverEvents) (err error) {
 	unix.Umask(0) // modes come from the kernel as they are to be
 	if e.getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // a server lives long and allocates little
@@ -69,16 +72,18 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 		return err
 	}
 	defer func() { err = stopEvidence(err) }()
-	s := &server{e: e, plan: p, begun: time.Now().UTC()}
+	s := &server{e: e, plan: p, legacy: l, begun: time.Now().UTC()}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx, ev); err != nil {
 		return err
 	}
-	s.loadProfile()
+	if !l.taking() { // its reads are no start, and there is nothing to fetch for one
+		s.loadProfile()
+	}
 	if err := s.mount(); err != nil {
 		return err
 	}
-	if err := s.noteMount("mount"); err != nil {
+	if err := s.noteMount(mountEvent(l)); err != nil {
 		return errors.Join(err, s.fuse.Unmount())
 	}
 	unlisten, err := s.listen(ctx)
@@ -90,8 +95,12 @@ func (e *env) serve(ctx context.Context, p *mountPlan, ev *serverEvents) (err er
 	if err := ev.ready(); err != nil {
 		return errors.Join(fmt.Errorf("who wanted the mount has gone: %w", err), s.fuse.Unmount())
 	}
+	if err := s.leave(""); err != nil {
+		e.log.Warn("if this server dies, the mount dies too", "err", err)
+	}
+	s.watchHolder()
 	go debug.FreeOSMemory() // what opening the layers took
-	e.log.Info("mounted", "mountpoint", p.dir, "image", s.im.Name, "mode", s.mode(), "ready_after", time.Since(s.begun))
+	e.log.Info("mounted", "mountpoint", p.dir, "image", s.im.Name, "mode", s.mode(), "generation", s.fuse.Connection().Generation, "ready_after", time.Since(s.begun))
 	stop := context.AfterFunc(ctx, s.unmount)
 	defer stop()
 	defer s.startWork(ctx)()
@@ -111,6 +120,9 @@ func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
 	if err := s.im.openLayers(ctx, s.e, s.plan.span, ev.layer); err != nil {
 		return err
 	}
+	if err := s.checkTree(); err != nil {
+		return err
+	}
 	for _, w := range s.im.warnings {
 		ev.remark("warning: " + w)
 	}
@@ -125,6 +137,7 @@ func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
 	s.upper, err = union.OpenUpper(s.plan.upper, s.plan.work, union.UpperOptions{
 		Create: true, Force: s.plan.force, Volatile: s.plan.ephemeral,
 		Base: s.im.tree.Digest(), BaseRef: s.im.Name, Note: s.im.note(s.e).String(), IDs: s.plan.ids, Logger: s.e.log,
+		Numbers: s.legacy.file(idsFile), Resume: s.legacy.taking(),
 	})
 	if errors.Is(err, union.ErrOtherBase) {
 		err = fmt.Errorf("%w; mount that image, choose another --upper, or say --force-upper", err)
@@ -136,6 +149,9 @@ func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
 		return err
 	}
 	s.fs = union.New(s.im.tree, s.upper)
+	if s.legacy.taking() {
+		return s.fs.Resume()
+	}
 	return nil
 }
 
@@ -151,12 +167,21 @@ func (s *server) mount() (err error) {
 		Mountpoint: s.plan.dir, Image: s.plan.image, Name: s.im.Name, Index: s.im.IndexName(), Mode: s.mode(), Layers: len(s.im.layers), First: s.plan.span.from, PID: os.Getpid(),
 		Started: s.begun, Upper: s.plan.upper, Work: s.plan.work, Ephemeral: s.plan.ephemeral, Platform: s.e.platform, Log: s.e.logPath(s.plan.dir),
 	}
-	if s.held, err = holdState(s.state, s.e.stateDir(s.plan.dir)); err != nil {
+	if s.legacy != nil {
+		s.state.Holder = os.Getppid()
+	}
+	if s.legacy.taking() {
+		s.state.Image, s.state.Started = s.plan.asked, s.plan.started
+		s.held, err = adoptState(s.state, s.e.stateDir(s.plan.dir), s.legacy.file(lockFile))
+	} else {
+		s.held, err = holdState(s.state, s.e.stateDir(s.plan.dir))
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", fuse.ErrMountpoint, err)
 	}
 	s.fuse, err = fuse.Mount(fuse.Options{
 		FS: s.fs, Mountpoint: s.plan.dir, FsName: s.im.Ref, Flags: s.plan.flags, AllowOther: s.plan.allowOther || os.Geteuid() == 0,
-		Logger: s.e.log,
+		Logger: s.e.log, Resume: s.legacy.connection(), Listings: s.legacy.file(listingsFile),
 	})
 	return err
 }
@@ -173,6 +198,9 @@ func (s *server) unmount() {
 }
 
 func (s *server) close() error {
+	if s.fuse == nil && s.legacy.taking() {
+		return nil // the mount is still there: the next server tries
+	}
 	var errs []error
 	if s.fs != nil {
 		errs = append(errs, s.fs.Close())

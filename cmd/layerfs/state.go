@@ -26,6 +26,7 @@ type mountState struct {
 	Layers     int       `json:"layers"`                // shown
 	First      int       `json:"first_layer,omitempty"` // of those, counted from 1 at the base; 0: all are shown
 	PID        int       `json:"pid"`                   // of the server
+	Holder     int       `json:"holder,omitempty"`      // the process that starts another server when this one dies
 	Started    time.Time `json:"started"`               // UTC
 	Upper      string    `json:"upper,omitempty"`
 	Work       string    `json:"work,omitempty"`
@@ -78,14 +79,16 @@ func holdState(s *mountState, dir string) (*heldState, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, errors.Join(errors.New(s.Mountpoint+": another server is about to mount there"), f.Close())
 	}
-	b, err := json.MarshalIndent(s, "", "  ")
-	if err == nil {
-		err = errors.Join(f.Truncate(0), writeAt(f, b))
-	}
-	if err != nil {
+	if err := h.update(s); err != nil {
 		return nil, errors.Join(err, h.release())
 	}
 	return h, nil
+}
+
+// adoptState is holdState for a server that follows another: the lock has been held all the time.
+func adoptState(s *mountState, dir string, locked *os.File) (*heldState, error) {
+	h := &heldState{dir, locked}
+	return h, h.update(s)
 }
 
 func writeAt(f *os.File, b []byte) error {
