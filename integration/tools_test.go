@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -90,8 +89,4 @@ func push(t *testing.T, layout, ref string) {
 	t.Helper()
 	needTool(t, "skopeo")
 	command(t, "skopeo", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false", "oci:"+layout+":latest", "docker://"+ref)
-}
-
-func lines(s string) []string {
-	return strings.Split(strings.TrimRight(s, "\n"), "\n")
 }
