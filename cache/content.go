@@ -95,15 +95,16 @@ func (c *content) complete() bool              { return c.present.Load() == c.si
 func (c *content) stripe(i int) *sync.Mutex    { return &c.stripes[i%len(c.stripes)] }
 func (c *content) is(i int, state uint32) bool { return c.state[i].Load() == state }
 
-// setState keeps the counters true.
+// setState keeps the counters true. It needs the stripe. What has arrived is counted before it can be seen:
+// who has read every unit then finds the content complete.
 func (c *content) setState(i int, to uint32) {
-	from := c.state[i].Swap(to)
-	if (from == unknown) != (to == unknown) {
-		n := c.length(i)
-		if to == unknown {
-			n = -n
-		}
-		c.present.Add(n)
+	from := c.state[i].Load()
+	if from == unknown && to != unknown {
+		c.present.Add(c.length(i))
+	}
+	c.state[i].Store(to)
+	if from != unknown && to == unknown {
+		c.present.Add(-c.length(i))
 	}
 	if from != checked && to == checked {
 		c.unchecked.Add(-1)
