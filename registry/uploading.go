@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -239,6 +240,8 @@ func bytesBody(b []byte) requestBody {
 // send makes one request with a body, and expects one of the statuses. It may last
 // as long as the connection takes bytes.
 func (s *remoteSink) send(ctx context.Context, method string, u *url.URL, h http.Header, b requestBody, want ...int) (*http.Response, error) {
+	var d door
+	defer d.close() // after the next one, which ends a read of the body that waits
 	own, w := newWatch(ctx, commitTimeout)
 	defer w.stop()
 	req, err := http.NewRequestWithContext(own, method, u.String(), nil)
@@ -251,7 +254,7 @@ func (s *remoteSink) send(ctx context.Context, method string, u *url.URL, h http
 		req.Header.Set("Content-Type", octetStream)
 		get := func() (io.ReadCloser, error) {
 			rc, err := b.open(own)
-			return &sentBody{rc, w}, err
+			return &sentBody{rc, w, &d}, err
 		}
 		if req.Body, err = get(); err != nil {
 			return nil, err
@@ -271,14 +274,33 @@ func (s *remoteSink) send(ctx context.Context, method string, u *url.URL, h http
 	return s.expect(resp, w.explain(err), want...)
 }
 
+// A door keeps the transport from reading a body on when its request has been answered, which a
+// transport does when the answer comes early: the bytes are somebody else's then.
+type door struct {
+	mu     sync.Mutex
+	closed bool // protected by mu
+}
+
+func (d *door) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+}
+
 // A sentBody is a request's body. The clock runs while the connection takes
 // bytes, not while we make them.
 type sentBody struct {
 	io.ReadCloser
-	w *watch
+	w    *watch
+	door *door
 }
 
 func (b *sentBody) Read(p []byte) (int, error) {
+	b.door.mu.Lock()
+	defer b.door.mu.Unlock()
+	if b.door.closed {
+		return 0, errAnswered
+	}
 	b.w.idle()
 	n, err := b.ReadCloser.Read(p)
 	if err == nil {
@@ -288,3 +310,5 @@ func (b *sentBody) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+var errAnswered = errors.New("the request has been answered")
