@@ -24,6 +24,7 @@ type Options struct {
 	Logger     *slog.Logger // nil discards
 	Debug      bool         // log every request
 	Listings   *os.File     // keeps listings for a later server; nil: there will be none
+	Hidden     Hidden       // shown below a name of the root; nil: nothing is
 	Resume     *Connection  // of a server that has ended, and still mounted; nil mounts anew. Closed by the server
 }
 
@@ -98,6 +99,9 @@ func serve(o Options, conn Connection, point string) (*Server, error) {
 	var fs gofuse.RawFileSystem = stateful{c}
 	if o.FS.ReadOnly() {
 		fs = stateless{c}
+	}
+	if o.Hidden != nil {
+		fs = withHidden{fs, c, o.Hidden}
 	}
 	raw, err := greet(fs, &conn, protocol(o))
 	if err == nil && o.Resume != nil {

@@ -16,11 +16,12 @@ const module = "github.com/layerfs/layerfs"
 // mayImport is the map of the house: which of our packages a package may
 // import, itself and its sub-packages for tests apart. Data flows down only.
 var mayImport = map[string][]string{
-	"cmd/layerfs":           {"fuse", "union", "union/layer", "union/layer/layertest", "union/forensic", "union/forensic/audit", "union/forensic/report", "cache", "registry", "registry/registrytest", "registry/storage"},
+	"cmd/layerfs":           {"fuse", "union", "union/layer", "union/layer/layertest", "union/forensic", "union/forensic/audit", "union/forensic/report", "union/forensic/meta", "cache", "registry", "registry/registrytest", "registry/storage"},
 	"fuse":                  {"union"},
 	"union":                 {"union/layer"},
 	"union/forensic":        {"union/layer"},
 	"union/forensic/audit":  {"union", "union/layer", "union/forensic"},
+	"union/forensic/meta":   {"union", "union/layer", "union/forensic"},
 	"union/forensic/report": {"union", "union/layer", "union/forensic", "union/forensic/audit"},
 	"union/layer":           {"union/layer/inflate", "union/layer/ztoc", "cache"},
 	"union/layer/inflate":   {},
@@ -51,6 +52,7 @@ var mayImportInTests = map[string][]string{
 	"union":                 {"union/layer/layertest", "union/forensic", "cache"},
 	"union/forensic":        {"union/layer/layertest", "union/layer/ztoc", "cache"},
 	"union/forensic/audit":  {"union/layer/layertest", "cache"},
+	"union/forensic/meta":   {"union/layer/layertest", "cache"},
 	"union/forensic/report": {"union/layer/layertest", "cache"},
 	"union/layer":           {"union/layer/layertest", "union/layer/layertest/suite", "union/layer/layertest/estargztest"},
 	"union/layer/layertest": {},

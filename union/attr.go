@@ -85,8 +85,8 @@ func (e *DataError) Unwrap() error { return e.Err }
 // blockSize is st_blksize of lower files and the unit of Statfs of a tree without an upper.
 const blockSize = 4096
 
-// entryAttr translates a layer's entry; Ino and Nlink are the tree's.
-func entryAttr(e layer.Entry) Attr {
+// EntryAttr translates a layer's entry; Ino and Nlink are the tree's.
+func EntryAttr(e layer.Entry) Attr {
 	t := Time{e.Sec, e.Nsec}
 	a := Attr{Mode: e.Mode, UID: e.UID, GID: e.GID, Rdev: e.Rdev, Size: e.Size,
 		Blksize: blockSize, Atime: t, Mtime: t, Ctime: t}

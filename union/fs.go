@@ -249,7 +249,7 @@ func (f *FS) Lookup(_ context.Context, dir ID, name string) (ID, Attr, error) {
 		if err != nil {
 			return 0, Attr{}, err
 		}
-		return h.id, f.ids.onHost(f.tree().Attr(h.id)), nil
+		return h.id, f.ids.OnHost(f.tree().Attr(h.id)), nil
 	}
 	f.ns.RLock()
 	defer f.ns.RUnlock()
@@ -347,7 +347,7 @@ func statTime(t unix.Timespec) Time { return Time{t.Sec, uint32(t.Nsec)} }
 // lowerAttr is the attributes of a node without an upper part. Names of it
 // that are hidden by now do not count as links.
 func (f *FS) lowerAttr(id ID) Attr {
-	a := f.ids.onHost(f.tree().Attr(id))
+	a := f.ids.OnHost(f.tree().Attr(id))
 	if f.up == nil || a.IsDir() && f.node(id) == nil {
 		return a
 	}
@@ -407,7 +407,7 @@ func (f *FS) Getattr(_ context.Context, id ID, h *File) (Attr, error) {
 		if !f.tree().Has(id) {
 			return Attr{}, unix.ESTALE
 		}
-		return f.ids.onHost(f.tree().Attr(id)), nil
+		return f.ids.OnHost(f.tree().Attr(id)), nil
 	}
 	f.ns.RLock()
 	defer f.ns.RUnlock()
@@ -466,4 +466,18 @@ func (f *FS) Statfs(context.Context) (Statfs, error) {
 	}
 	return Statfs{Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail, Files: st.Files, Ffree: st.Ffree,
 		Bsize: uint32(st.Bsize), NameLen: nameMax}, nil
+}
+
+// Layer tells which layer (0 is the base) has the node's attributes and content; ok is false when the upper directory has them, or nobody.
+func (f *FS) Layer(id ID) (layer int, ok bool) {
+	if f.up != nil {
+		f.ns.RLock()
+		defer f.ns.RUnlock()
+	}
+	t := f.tree()
+	if f.upperOf(id) != nil || !t.Has(id) {
+		return 0, false
+	}
+	layer, _ = t.Origin(id)
+	return layer, layer >= 0
 }

@@ -126,8 +126,8 @@ func parseIDs(s string) (ids IDs, err error) {
 	return ids, ids.Check()
 }
 
-// onHost is what a mount shows of a lower node.
-func (m IDMap) onHost(a Attr) Attr {
+// OnHost is what a mount shows of a lower node.
+func (m IDMap) OnHost(a Attr) Attr {
 	a.UID, _ = m.UIDs.host(a.UID)
 	a.GID, _ = m.GIDs.host(a.GID)
 	return a

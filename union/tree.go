@@ -128,7 +128,7 @@ func (t *Tree) entry(id ID) layer.Entry {
 
 // Attr is the node's attributes. Ino is the ID, but for a tree that took the place of another on a live mount.
 func (t *Tree) Attr(id ID) Attr {
-	a := entryAttr(t.entry(id))
+	a := EntryAttr(t.entry(id))
 	a.Ino, a.Nlink = t.ino(id), t.nodes[id-1].nlink
 	if a.Type() == syscall.S_IFREG {
 		a.Blocks = t.blocks(id, a.Size)

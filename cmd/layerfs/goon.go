@@ -82,6 +82,9 @@ func (s *server) goOn(ctx context.Context, m *union.Moment, q goOnRequest) error
 		return errors.Join(err, next.closeOwn())
 	}
 	s.latest.Store(next)
+	if s.folder != nil {
+		s.folder.Show(next.layers, next.tree, next.steps())
+	}
 	s.state.Image, s.state.Name, s.state.Index, s.state.Layers = next.Ref, next.Name, next.IndexName(), len(next.layers)
 	if err := s.leave(""); err != nil {
 		s.e.log.Warn("tell the holder of the new image", "err", err)

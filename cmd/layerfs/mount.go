@@ -44,6 +44,7 @@ container layer for each mountpoint, and used again at the next mount there;
 // mountFlags are the flags of mount.
 type mountFlags struct {
 	foreground, rw, ephemeral, force bool
+	meta                             bool
 	forensic                         bool
 	upper, work, layers, prefetch    string
 	index, evidence                  string
@@ -62,6 +63,7 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 	flags.StringVar(&m.prefetch, "prefetch", prefetchAuto, "what to fetch before it is read, in the background: none; auto: what earlier mounts of the image read when it started; all: everything")
 	flags.StringVar(&m.index, "index", indexAuto, indexUsage)
 	flags.StringVar(&m.layers, "layers", "", "show only layer N, or M-N, counted from 1 at the base")
+	flags.BoolVar(&m.meta, "meta", false, "add the hidden folder /.layerfs: manifest.json config.json history.json status.json layers/N/… deleted/PATH versions/PATH/N; and the extended attributes user.layerfs.layer, .digest and .created_by of every file, which no list has")
 	flags.BoolVar(&m.forensic, "forensic", false, "for an examination: read-only, nosuid, nodev, noexec, nosymfollow, --index tar, --prefetch none; wants --evidence")
 	flags.StringVar(&m.evidence, "evidence", "", "append a line of JSON to this file for every request, check, mount and unmount; see \"layerfs evidence\"")
 	flags.StringArrayVarP(&m.options, "options", "o", nil, "mount options: ro rw dev suid noexec noatime allow_other …")
@@ -101,6 +103,7 @@ type mountPlan struct {
 	index       string // auto, toc, soci, tar
 	forensic    bool
 	evidence    string // the log, "": none
+	meta        bool
 }
 
 // examine turns on all that --forensic means.
@@ -128,7 +131,7 @@ func (m *mountFlags) examine() error {
 }
 
 func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
-	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force, prefetch: m.prefetch, index: m.index, forensic: m.forensic, evidence: m.evidence}
+	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force, prefetch: m.prefetch, index: m.index, forensic: m.forensic, evidence: m.evidence, meta: m.meta}
 	p.rw = m.rw || m.upper != "" || m.ephemeral
 	if m.prefetch != prefetchNone && m.prefetch != prefetchAuto && m.prefetch != prefetchAll {
 		return nil, usageError("--prefetch " + m.prefetch + ": want none, auto or all")
@@ -151,6 +154,9 @@ func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
 	}
 	if err := p.applyOptions(m.options); err != nil {
 		return nil, err
+	}
+	if p.meta && (slices.Contains(p.flags, "suid") || slices.Contains(p.flags, "dev")) {
+		return nil, usageError("--meta shows setuid programs and devices that the image has deleted: it does not go with -o suid and -o dev")
 	}
 	if p.dir, err = mountpoint(dir); err != nil {
 		return nil, fmt.Errorf("%w: %w", fuse.ErrMountpoint, err)

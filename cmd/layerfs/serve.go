@@ -15,6 +15,7 @@ import (
 
 	"github.com/layerfs/layerfs/fuse"
 	"github.com/layerfs/layerfs/union"
+	"github.com/layerfs/layerfs/union/forensic/meta"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
@@ -55,6 +56,8 @@ type server struct {
 	latest atomic.Pointer[image] // what commits went on from; nil: im
 	state  *mountState
 
+	folder  *meta.Folder // nil: without --meta
+	mounted atomic.Bool  // fuse is set
 	legacy  *legacy      // nil in the foreground
 	commits atomic.Int32 // under way
 
@@ -129,6 +132,13 @@ func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
 	for _, d := range s.im.tree.Defects() {
 		s.e.log.Warn("the image has a defect", "path", d.Path, "reason", d.Reason)
 	}
+	if err := s.openFS(); err != nil {
+		return err
+	}
+	return s.makeFolder(ctx)
+}
+
+func (s *server) openFS() (err error) {
 	if !s.plan.rw {
 		s.fs = union.New(s.im.tree, nil)
 		s.fs.MapIDs(s.plan.ids)
@@ -181,8 +191,9 @@ func (s *server) mount() (err error) {
 	}
 	s.fuse, err = fuse.Mount(fuse.Options{
 		FS: s.fs, Mountpoint: s.plan.dir, FsName: s.im.Ref, Flags: s.plan.flags, AllowOther: s.plan.allowOther || os.Geteuid() == 0,
-		Logger: s.e.log, Resume: s.legacy.connection(), Listings: s.legacy.file(listingsFile),
+		Logger: s.e.log, Resume: s.legacy.connection(), Listings: s.legacy.file(listingsFile), Hidden: s.hidden(),
 	})
+	s.mounted.Store(err == nil)
 	return err
 }
 

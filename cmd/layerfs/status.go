@@ -62,7 +62,10 @@ func statusOf(l *layer.Layer, d ocispec.Descriptor) layerStatus {
 func (s *server) status() liveStatus {
 	im := s.image()
 	requests, bytes := im.fetched()
-	st := liveStatus{Fetched: bytes, Requests: requests, Total: im.size(), Open: s.fuse.OpenFiles(), Warnings: im.warnings}
+	st := liveStatus{Fetched: bytes, Requests: requests, Total: im.size(), Warnings: im.warnings}
+	if s.mounted.Load() {
+		st.Open = s.fuse.OpenFiles()
+	}
 	for i, l := range im.layers {
 		st.LayerInfo = append(st.LayerInfo, statusOf(l, im.descs[i]))
 	}

@@ -96,23 +96,15 @@ func (im *image) entryRow(p string, i int, e layer.Entry) fileRow {
 // listDeleted prints what was below a path and is not shown any more, the newest version of each.
 func (im *image) listDeleted(w io.Writer, p string, f *listFlags) error {
 	dir := strings.Trim(path.Clean("/"+p), "/")
-	rows := map[string]forensic.Record{}
-	var order []string
-	for r := range forensic.Records(im.layers) {
-		if r.Fate != forensic.Deleted || r.Whiteout || !f.below(dir, r.Path) {
+	shown := func(path string) bool {
+		_, err := im.tree.Resolve(path)
+		return err == nil
+	}
+	for _, r := range forensic.DeletedRecords(im.layers, shown) {
+		if !f.below(dir, r.Path) {
 			continue
 		}
-		if _, err := im.tree.Resolve(r.Path); err == nil {
-			continue // a later layer has it again
-		}
-		if _, seen := rows[r.Path]; !seen {
-			order = append(order, r.Path)
-		}
-		rows[r.Path] = r // layers come in order: the newest stays
-	}
-	for _, p := range order {
-		r := rows[p]
-		row := im.entryRow("/"+p, r.Layer, r.Entry)
+		row := im.entryRow("/"+r.Path, r.Layer, r.Entry)
 		row.Deleted = r.By + 1
 		if err := f.print(w, row); err != nil {
 			return err

@@ -69,6 +69,26 @@ func Records(layers []*layer.Layer) iter.Seq[Record] {
 	}
 }
 
+// DeletedRecords lists what the layers had and the image does not show any more, each path
+// once, with its newest version. shown tells whether the image has a path: a later layer may
+// have made again what one before it deleted.
+func DeletedRecords(layers []*layer.Layer, shown func(path string) bool) []Record {
+	at := map[string]int{}
+	var list []Record
+	for r := range Records(layers) {
+		if r.Fate != Deleted || r.Whiteout {
+			continue
+		}
+		if i, seen := at[r.Path]; seen {
+			list[i] = r // layers come in order: the newest stays
+		} else if !shown(r.Path) {
+			at[r.Path] = len(list)
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
 type walk struct {
 	layers []*layer.Layer
 	layer  int
