@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -204,7 +205,7 @@ func (d dirFiles) open(name string) (io.ReaderAt, int64, int64, func(), error) {
 	if err != nil {
 		return nil, 0, 0, nil, err
 	}
-	f, err := os.Open(path)
+	f, err := openQuietly(path)
 	if err != nil {
 		return nil, 0, 0, nil, err
 	}
@@ -212,6 +213,16 @@ func (d dirFiles) open(name string) (io.ReaderAt, int64, int64, func(), error) {
 }
 
 func (d dirFiles) close() error { return nil }
+
+// openQuietly opens a file to be read and leaves its access time, where we own the file or
+// the superuser asks: others may not (open(2), O_NOATIME).
+func openQuietly(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOATIME, 0)
+	if errors.Is(err, syscall.EPERM) {
+		return os.Open(path)
+	}
+	return f, err
+}
 
 // readFile reads one file whole.
 func readFile(f files, name string, limit int64) ([]byte, error) {

@@ -7,10 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -153,6 +156,35 @@ func TestLayout(t *testing.T) {
 	one := writeLayout(t, map[string]string{"": "layer"})
 	if im := wantLayer(t, "oci:"+one, "layer"); !strings.Contains(im.Name, "@sha256:") {
 		t.Errorf("name %s", im.Name)
+	}
+}
+
+// TestQuiet: reading an image from files leaves their times.
+func TestQuiet(t *testing.T) {
+	layers := map[string]string{"v1": "layer one"}
+	dir := writeLayout(t, layers)
+	tarball := writeArchive(t, tarOf(t, layoutFiles(t, layers)...))
+	long := time.Now().Add(-48 * time.Hour) // before the last change: a read that is noted at all is noted now (mount(8), relatime)
+	var paths []string
+	for _, root := range []string{dir, tarball} {
+		err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			paths = append(paths, p)
+			return os.Chtimes(p, long, time.Time{})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantLayer(t, "oci:"+dir+":v1", "layer one")
+	wantLayer(t, "oci-archive:"+tarball+":v1", "layer one")
+	for _, p := range paths {
+		var st syscall.Stat_t
+		if err := syscall.Stat(p, &st); err != nil || st.Atim.Sec != long.Unix() {
+			t.Errorf("%s: read at %d, not %d (%v)", p, st.Atim.Sec, long.Unix(), err)
+		}
 	}
 }
 

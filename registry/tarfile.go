@@ -42,7 +42,7 @@ func openTar(name, tempDir string) (*tarFiles, error) {
 	case !st.Mode().IsRegular():
 		return nil, faultf(ErrNotFound, "not a regular file").withHint("oci: reads directories")
 	}
-	f, err := os.Open(name)
+	f, err := openQuietly(name)
 	if err != nil {
 		return nil, err
 	}
