@@ -18,14 +18,15 @@ import (
 type Options struct {
 	FS         *union.FS // not closed by the server
 	Mountpoint string
-	FsName     string       // the source in the kernel's tables: the image
-	Flags      []string     // mount options: ro nosuid nodev noexec noatime nosymfollow nonempty …; nosuid and nodev are the default
-	AllowOther bool         // let other users in; always so for the superuser
-	Logger     *slog.Logger // nil discards
-	Debug      bool         // log every request
-	Listings   *os.File     // keeps listings for a later server; nil: there will be none
-	Hidden     Hidden       // shown below a name of the root; nil: nothing is
-	Resume     *Connection  // of a server that has ended, and still mounted; nil mounts anew. Closed by the server
+	FsName     string              // the source in the kernel's tables: the image
+	Flags      []string            // mount options: ro nosuid nodev noexec noatime nosymfollow nonempty …; nosuid and nodev are the default
+	AllowOther bool                // let other users in; always so for the superuser
+	Logger     *slog.Logger        // nil discards
+	Debug      bool                // log every request
+	Listings   *os.File            // keeps listings for a later server; nil: there will be none
+	Hidden     Hidden              // shown below a name of the root; nil: nothing is
+	Opened     func(Opening) error // is told of every open(2), which fails with its error; nil: nobody asks
+	Resume     *Connection         // of a server that has ended, and still mounted; nil mounts anew. Closed by the server
 }
 
 const (
@@ -102,6 +103,9 @@ func serve(o Options, conn Connection, point string) (*Server, error) {
 	}
 	if o.Hidden != nil {
 		fs = withHidden{fs, c, o.Hidden}
+	}
+	if o.Opened != nil {
+		fs = withOpened{fs, c, o.Opened}
 	}
 	raw, err := greet(fs, &conn, protocol(o))
 	if err == nil && o.Resume != nil {

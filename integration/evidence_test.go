@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -119,6 +120,32 @@ func TestEvidence(t *testing.T) {
 	}
 	if r := h.try("mount", "--evidence", log, s.Host()+"/sample", t.TempDir()); r.code != 6 {
 		t.Errorf("a changed log was gone on with: %+v", r)
+	}
+}
+
+// TestEvidenceFiles: who opened which file, every time.
+func TestEvidenceFiles(t *testing.T) {
+	needMount(t)
+	s := sampleRegistry(t)
+	h := newHost(t)
+	log := filepath.Join(t.TempDir(), "log")
+	if r := h.try("mount", "--evidence-files", s.Host()+"/sample", t.TempDir()); r.code != 2 || !strings.Contains(r.stderr, "--evidence") {
+		t.Errorf("without a log: %+v", r)
+	}
+	dir := h.mount(s.Host()+"/sample", "--evidence", log, "--evidence-files", "--meta")
+	for _, args := range [][]string{{dir + "/data/big", dir + "/data/big"}, {dir + "/.layerfs/manifest.json"}} {
+		if out, err := exec.Command("cat", args...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	h.run("umount", dir)
+	h.run("evidence", "verify", log)
+	list, text := evidenceLines(t, log)
+	if n := countEvents(list, "open"); n != 3 {
+		t.Errorf("%d files opened:\n%s", n, text)
+	}
+	if want := `"command":"cat","gid":0,"layer":2,"path":"/data/big"`; strings.Count(text, want) != 2 {
+		t.Errorf("no two lines with %s:\n%s", want, text)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/layerfs/layerfs/fuse"
 	"github.com/layerfs/layerfs/union/forensic"
 	"github.com/layerfs/layerfs/union/layer"
 	"github.com/opencontainers/go-digest"
@@ -24,7 +25,8 @@ var evidenceCommand = command{
 	name: "evidence", args: "verify FILE", short: "Check the chain of an evidence log",
 	long: `
 "layerfs mount --evidence FILE" writes a line of JSON for every request, every check of a
-digest, and for mount and unmount. Each line holds the SHA-256 of the line before:
+digest, and for mount and unmount; with --evidence-files also for every file that is
+opened. Each line holds the SHA-256 of the line before:
 what was changed, taken out or put in breaks the chain. Write the last hash down:
 with it, nothing can be cut off at the end unseen.
 
@@ -121,6 +123,26 @@ func (s *server) noteMount(event string) error {
 	requests, bytes := s.im.fetched()
 	err := s.e.note(event, map[string]any{"mountpoint": s.plan.dir, "options": s.plan.flags, "requests": requests, "bytes": bytes})
 	return errors.Join(err, s.e.evidence.Sync())
+}
+
+// noteOpened returns what is told of every file that is opened. Of hard links that have one inode it has the first name.
+func (s *server) noteOpened() func(fuse.Opening) error {
+	if !s.plan.evidenceFiles {
+		return nil
+	}
+	return func(o fuse.Opening) error {
+		data := map[string]any{"uid": o.UID, "gid": o.GID, "pid": o.PID}
+		if t := s.fs.Tree(); t.Has(o.ID) {
+			lay, _ := t.Origin(o.ID)
+			data["path"], data["layer"] = forensic.Printable("/"+t.Path(o.ID)), s.plan.span.first()+lay+1
+		} else {
+			data["node"] = o.ID // of the folder that --meta adds
+		}
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", o.PID)); err == nil {
+			data["command"] = strings.TrimSuffix(string(b), "\n")
+		}
+		return s.e.note("open", data)
+	}
 }
 
 // checked returns what a layer tells its checks to.

@@ -21,7 +21,7 @@ func (s *server) makeFolder(ctx context.Context) error {
 	if err := s.im.LoadConfig(ctx); err != nil {
 		return err
 	}
-	first := max(s.plan.span.from, 1) - 1
+	first := s.plan.span.first()
 	s.folder = meta.New(meta.Options{
 		Layers: s.im.layers, First: first, Tree: s.im.tree, Steps: s.im.steps()[first:], IDs: s.plan.ids, Time: s.begun,
 		Files: []meta.File{

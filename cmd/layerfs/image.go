@@ -89,6 +89,9 @@ func (s span) of(n int) (span, error) {
 	return s, nil
 }
 
+// first is how many layers are below those that are wanted.
+func (s span) first() int { return max(s.from, 1) - 1 }
+
 // A layerProgress is told how the opening of layer i of n goes.
 type layerProgress func(i, n int, d ocispec.Descriptor, p layer.Progress)
 

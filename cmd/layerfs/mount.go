@@ -45,7 +45,7 @@ container layer for each mountpoint, and used again at the next mount there;
 type mountFlags struct {
 	foreground, rw, ephemeral, force bool
 	meta                             bool
-	forensic                         bool
+	forensic, evidenceFiles          bool
 	upper, work, layers, prefetch    string
 	index, evidence                  string
 	options                          []string
@@ -66,6 +66,7 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 	flags.BoolVar(&m.meta, "meta", false, "add the hidden folder /.layerfs: manifest.json config.json history.json status.json layers/N/… deleted/PATH versions/PATH/N; and the extended attributes user.layerfs.layer, .digest and .created_by of every file, which no list has")
 	flags.BoolVar(&m.forensic, "forensic", false, "for an examination: read-only, nosuid, nodev, noexec, nosymfollow, --index tar, --prefetch none; wants --evidence")
 	flags.StringVar(&m.evidence, "evidence", "", "append a line of JSON to this file for every request, check, mount and unmount; see \"layerfs evidence\"")
+	flags.BoolVar(&m.evidenceFiles, "evidence-files", false, "with --evidence on a read-only mount: a line for every file that is opened, and who opens it")
 	flags.StringArrayVarP(&m.options, "options", "o", nil, "mount options: ro rw dev suid noexec noatime allow_other …")
 	m.ids.add(flags)
 	return func(ctx context.Context, e *env, args []string) error {
@@ -87,23 +88,24 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 
 // A mountPlan is a mount command understood: what to mount where, and how.
 type mountPlan struct {
-	image, dir  string
-	asked       string    // of a mount taken over: the image as the user gave it
-	started     time.Time // likewise: when it was mounted
-	rw          bool
-	upper, work string
-	ephemeral   bool
-	force       bool
-	ids         union.IDMap
-	span        span
-	flags       []string // mount options for the kernel
-	allowOther  bool
-	foreground  bool
-	prefetch    string // none, auto, all
-	index       string // auto, toc, soci, tar
-	forensic    bool
-	evidence    string // the log, "": none
-	meta        bool
+	image, dir    string
+	asked         string    // of a mount taken over: the image as the user gave it
+	started       time.Time // likewise: when it was mounted
+	rw            bool
+	upper, work   string
+	ephemeral     bool
+	force         bool
+	ids           union.IDMap
+	span          span
+	flags         []string // mount options for the kernel
+	allowOther    bool
+	foreground    bool
+	prefetch      string // none, auto, all
+	index         string // auto, toc, soci, tar
+	forensic      bool
+	evidence      string // the log, "": none
+	evidenceFiles bool   // in it
+	meta          bool
 }
 
 // examine turns on all that --forensic means.
@@ -131,7 +133,7 @@ func (m *mountFlags) examine() error {
 }
 
 func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
-	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force, prefetch: m.prefetch, index: m.index, forensic: m.forensic, evidence: m.evidence, meta: m.meta}
+	p := &mountPlan{image: image, foreground: m.foreground, ephemeral: m.ephemeral, force: m.force, prefetch: m.prefetch, index: m.index, forensic: m.forensic, evidence: m.evidence, evidenceFiles: m.evidenceFiles, meta: m.meta}
 	p.rw = m.rw || m.upper != "" || m.ephemeral
 	if m.prefetch != prefetchNone && m.prefetch != prefetchAuto && m.prefetch != prefetchAll {
 		return nil, usageError("--prefetch " + m.prefetch + ": want none, auto or all")
@@ -154,6 +156,9 @@ func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
 	}
 	if err := p.applyOptions(m.options); err != nil {
 		return nil, err
+	}
+	if m.evidenceFiles && (m.evidence == "" || p.rw) {
+		return nil, usageError("--evidence-files wants --evidence, on a read-only mount")
 	}
 	if p.meta && (slices.Contains(p.flags, "suid") || slices.Contains(p.flags, "dev")) {
 		return nil, usageError("--meta shows setuid programs and devices that the image has deleted: it does not go with -o suid and -o dev")
