@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/layerfs/layerfs/union"
 	"github.com/layerfs/layerfs/union/forensic/audit"
 	"github.com/layerfs/layerfs/union/forensic/report"
 	"github.com/spf13/pflag"
@@ -21,13 +22,15 @@ var reportCommand = command{
 	long: `
 The page needs nothing but itself: no script, nothing that is loaded. It has the layers
 with their build steps, what they carry that later ones hide, a picture of what takes
-the room, the times of change, and what "layerfs audit" finds.
+the room, the times of change down to the day, and what "layerfs audit" finds; with
+--diff OTHER also what leads from another image to this one, as "layerfs diff" has it.
 
 --no-content leaves out what wants content: checksums, and secrets in files.`,
 	setup: func(flags *pflag.FlagSet) runFunc {
 		var o audit.Options
 		out := flags.StringP("output", "o", "", "the file to write, or - for standard output")
 		force := flags.Bool("force", false, "replace the file if it is there")
+		other := flags.String("diff", "", "compare with this image, too")
 		flags.BoolVar(&o.NoContent, "no-content", false, "do not read files")
 		return func(ctx context.Context, e *env, args []string) error {
 			if err := wantArgs("report [flags] IMAGE -o FILE.html", args, 1, 1); err != nil {
@@ -36,14 +39,17 @@ the room, the times of change, and what "layerfs audit" finds.
 			if *out == "" {
 				return usageError("report wants -o FILE.html")
 			}
-			return e.withImage(ctx, args[0], func(im *image) error { return e.writeReport(ctx, im, o, *out, *force) })
+			return e.withImage(ctx, args[0], func(im *image) error { return e.writeReport(ctx, im, o, *other, *out, *force) })
 		}
 	},
 }
 
 // writeReport writes the page, whole or not at all.
-func (e *env) writeReport(ctx context.Context, im *image, o audit.Options, out string, force bool) (err error) {
+func (e *env) writeReport(ctx context.Context, im *image, o audit.Options, other, out string, force bool) (err error) {
 	page, err := e.reportOf(ctx, im, o)
+	if err == nil && other != "" {
+		page.Against, err = e.against(ctx, other, im)
+	}
 	if err != nil {
 		return err
 	}
@@ -51,6 +57,21 @@ func (e *env) writeReport(ctx context.Context, im *image, o audit.Options, out s
 		return report.Write(e.stdout, page)
 	}
 	return writeWhole(out, force, func(w io.Writer) error { return report.Write(w, page) })
+}
+
+// against compares an image with the one that is reported on.
+func (e *env) against(ctx context.Context, ref string, im *image) (a *report.Against, err error) {
+	err = e.withImage(ctx, ref, func(o *image) error {
+		a = &report.Against{Name: o.Name}
+		for c, err := range union.Diff(ctx, union.New(o.tree, nil), union.New(im.tree, nil), union.DiffOptions{}) {
+			if err != nil {
+				return err
+			}
+			a.Changes = append(a.Changes, c)
+		}
+		return nil
+	})
+	return a, err
 }
 
 // writeWhole writes a new file by another name first.

@@ -15,21 +15,18 @@ import (
 // A count is what one layer has.
 type count struct {
 	files, dirs, others, whiteouts int
-	bytes, hidden                  int64       // of regular files; of those that a later layer hides
-	years                          map[int]int // entries, by the year of their time of change
+	bytes, hidden                  int64 // of regular files; of those that a later layer hides
 }
 
 // A counted image has one walk through all its layers behind it.
 type counted struct {
 	layers []count
 	hidden map[string]wasteRow
+	times  *timeline
 }
 
 func census(layers []*layer.Layer) *counted {
-	c := &counted{layers: make([]count, len(layers)), hidden: map[string]wasteRow{}}
-	for i := range c.layers {
-		c.layers[i].years = map[int]int{}
-	}
+	c := &counted{layers: make([]count, len(layers)), hidden: map[string]wasteRow{}, times: newTimeline(len(layers))}
 	seen := map[[2]uint64]bool{} // files with several names
 	for r := range forensic.Records(layers) {
 		l := &c.layers[r.Layer]
@@ -37,7 +34,7 @@ func census(layers []*layer.Layer) *counted {
 			l.whiteouts++
 			continue
 		}
-		l.years[time.Unix(r.Entry.Sec, 0).UTC().Year()]++
+		c.times.add(r.Layer, r.Entry.Sec)
 		switch r.Entry.Mode & syscall.S_IFMT {
 		case syscall.S_IFDIR:
 			l.dirs++
@@ -141,61 +138,6 @@ func (c *counted) worst() []wasteRow {
 	}
 	slices.SortFunc(list, func(a, b wasteRow) int { return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), cmp.Compare(a.Path, b.Path)) })
 	return list[:min(len(list), worstPlaces)]
-}
-
-// A chart has a bar for each year, with a part for each layer.
-type chart struct {
-	Bars   []bar
-	Width  int
-	Height int
-}
-
-type bar struct {
-	Year, Entries int
-	X, W          int
-	Parts         []part
-}
-
-type part struct {
-	Layer, Entries, Y, H int
-}
-
-const (
-	barWidth    = 26
-	chartHeight = 160
-	maxBars     = 60
-)
-
-// chart counts the entries of all layers by the year of their time of change. Years without
-// any are left out: an archive of the year 1970 would make the page wide.
-func (c *counted) chart() chart {
-	total := map[int]int{}
-	for _, l := range c.layers {
-		for y, n := range l.years {
-			total[y] += n
-		}
-	}
-	years := make([]int, 0, len(total))
-	most := 1
-	for y, n := range total {
-		years, most = append(years, y), max(most, n)
-	}
-	slices.Sort(years)
-	years = years[max(0, len(years)-maxBars):]
-	ch := chart{Width: barWidth * len(years), Height: chartHeight}
-	for i, y := range years {
-		b := bar{Year: y, Entries: total[y], X: i * barWidth, W: barWidth - 4}
-		top := chartHeight
-		for j, l := range c.layers {
-			if n := l.years[y]; n > 0 {
-				h := max(1, n*chartHeight/most)
-				top -= h
-				b.Parts = append(b.Parts, part{Layer: j, Entries: n, Y: max(top, 0), H: h})
-			}
-		}
-		ch.Bars = append(ch.Bars, b)
-	}
-	return ch
 }
 
 // A stepRow is a build step in the page.

@@ -1,8 +1,8 @@
 // Package report makes one HTML page of an image: its layers, what they waste, what takes the room, when its files were changed,
-// and what an audit found.
+// what an audit found, and what distinguishes it from another image.
 //
 // The page needs nothing but itself: no script, no request, a content security policy that
-// forbids both. Every name of the image is escaped by html/template.
+// forbids both. What opens when it is chosen is a link to a place in the page, so that the keyboard does it too. Every name of the image is escaped by html/template.
 package report
 
 import (
@@ -33,6 +33,7 @@ type Image struct {
 	Steps    []forensic.Step
 	Findings []audit.Finding
 	Notes    []string // what the report does not know, and why
+	Against  *Against // nil: nothing is compared
 	Tool     string   // what made it: "layerfs 1.0"
 }
 
@@ -49,6 +50,7 @@ var page = sync.OnceValue(func() *template.Template {
 // Write writes the page. The same image gives the same page.
 func Write(w io.Writer, im Image) error {
 	c := census(im.Layers)
+	years, zooms := c.times.years(im.Layers)
 	return page().Execute(w, struct {
 		Image
 		Layers   []layerRow
@@ -57,13 +59,15 @@ func Write(w io.Writer, im Image) error {
 		Worst    []wasteRow
 		Tiles    []tile
 		Years    chart
+		Zooms    []zoomed
+		Changes  []changeGroup
 		Steps    []stepRow
 		Findings []group
 		Width    int
 		Height   int
 	}{
 		Image: im, Layers: c.rows(im), Wasted: c.wasted(), Shown: c.shown(), Worst: c.worst(), Tiles: treemap(im.Tree),
-		Years: c.chart(), Steps: steps(im), Findings: groups(im.Findings), Width: mapWidth, Height: mapHeight,
+		Years: years, Zooms: zooms, Changes: changeGroups(im), Steps: steps(im), Findings: groups(im.Findings), Width: mapWidth, Height: mapHeight,
 	})
 }
 

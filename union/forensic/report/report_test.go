@@ -74,11 +74,17 @@ func TestHostile(t *testing.T) {
 	im.Steps[0].CreatedBy = evil[2] + evil[0]
 	im.Config = [][2]string{{"label", evil[0] + evil[1]}}
 	im.Notes = []string{evil[2]}
+	im.Against = &report.Against{Name: evil[0], Changes: []union.Change{{Kind: 'A', Path: evil[0] + evil[1]}}}
 	im.Findings = []audit.Finding{{Rule: audit.Secret, Path: evil[0], Detail: evil[1] + evil[2], State: "visible"}}
 	page := pageOf(t, im)
-	for _, bad := range []string{"<script", "<img", "onload=\"", "\x1b", "\xff", "http-equiv=refresh", "src=\"", "href="} {
+	for _, bad := range []string{"<script", "<img", "onload=\"", "\x1b", "\xff", "http-equiv=refresh", "src=\""} {
 		if strings.Contains(page, bad) {
 			t.Errorf("the page has %q", bad)
+		}
+	}
+	for i, link := range strings.Split(page, "href=") {
+		if i > 0 && !strings.HasPrefix(link, `"#`) {
+			t.Errorf("a link leads out of the page: %.40s", link)
 		}
 	}
 	if !strings.Contains(page, "default-src 'none'") {
@@ -118,6 +124,65 @@ func TestNumbers(t *testing.T) {
 	}
 	if again := pageOf(t, im); again != page {
 		t.Error("the same image gave another page")
+	}
+}
+
+// TestTimeline: a bar for each year leads to its months, and those to their days; nothing that
+// is left out is left out unsaid.
+func TestTimeline(t *testing.T) {
+	page := pageOf(t, imageOf(t, "file a/b/c/d/e \"1\" @1700000000\nfile a/b/c/d/f \"1\" @1700000000\nfile g \"1\" @1702000000", "file g \"2\" @0\nfile far \"x\" @999999999999"))
+	for _, want := range []string{
+		`<a href="#t2023" aria-label="2023: 3 entries">`, `id="t2023"`, `<a href="#t2023-11" aria-label="2023-11: 2 entries">`, `<title>2023-11-14, layer 1: 2 of 2</title>`,
+		`<td class="n">2023-11-14<td class="n">2<td>1 <td><code>/a/b/c/d/…</code> 2`, `id="t1970-01"`, `<td class="n">1970-01-01<td class="n">1<td>2 <td><code>/g</code> 1`, `id="t33658-09"`,
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page has no %s", want)
+		}
+	}
+	ids := map[string]bool{}
+	for i, s := range strings.Split(page, ` id="`) {
+		if id, _, _ := strings.Cut(s, `"`); i > 0 && ids[id] {
+			t.Errorf("%s is there twice", id)
+		} else {
+			ids[id] = true
+		}
+	}
+	for i, s := range strings.Split(page, `href="#`) {
+		if id, _, _ := strings.Cut(s, `"`); i > 0 && !ids[id] {
+			t.Errorf("a link leads to %s, which is not there", id)
+		}
+	}
+}
+
+// TestManyDays: an image with entries of every day of a life is not told day by day, and no month is lost.
+func TestManyDays(t *testing.T) {
+	var text strings.Builder
+	for i := range 3000 {
+		fmt.Fprintf(&text, "file f%d \"x\" @%d\n", i, 86400*(i+1))
+	}
+	page := pageOf(t, imageOf(t, text.String()))
+	if n := strings.Count(page, "<td class=\"n\">19"); n != 1500 {
+		t.Errorf("%d days are told one by one", n)
+	}
+	if n := strings.Count(page, "Too little happened"); n == 0 || strings.Count(page, `<section class="zoom"`) != 9+99 {
+		t.Errorf("%d months without days, %d sections", n, strings.Count(page, `<section class="zoom"`))
+	}
+}
+
+// TestAgainst: what leads from another image is listed by kind, with the layer that has it now.
+func TestAgainst(t *testing.T) {
+	im := imageOf(t, "text a 1000", "text b 2000")
+	im.Against = &report.Against{Name: "other", Changes: []union.Change{{Kind: 'D', Path: "gone"}, {Kind: 'A', Path: "b", Size: 2000}, {Kind: 'M', Path: "a", Meta: true}}}
+	page := pageOf(t, im)
+	for _, want := range []string{
+		"Against other", "<b>added</b> 1", `<td><code>/b</code><td class="n">layer 2<td class="n">2.0 kB`, `<code>/a</code><td class="n">layer 1<td class="n"><td>owner, mode`, "<b>deleted</b> 1",
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page has no %s", want)
+		}
+	}
+	if im.Against.Changes = nil; !strings.Contains(pageOf(t, im), "Nothing.") {
+		t.Error("two equal images are not said to be")
 	}
 }
 
