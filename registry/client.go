@@ -29,6 +29,7 @@ type client struct {
 	creds   *credentials
 	log     *slog.Logger
 	backoff backoff
+	outage  *outage
 
 	lock      chan struct{} // holds one element while somebody has the lock; a waiting caller can leave
 	challenge *transport.Challenge
@@ -58,8 +59,9 @@ func newClient(r Ref, o Options) (*client, error) {
 	}
 	return &client{
 		host: r.Host, reg: reg, http: newTransport(o), log: o.logger(), backoff: defaultBackoff,
-		creds: &credentials{file: o.AuthFile, ref: r, log: o.logger()},
-		lock:  make(chan struct{}, 1), tokens: map[string]token{},
+		outage: newOutage(o.Wait, r.Host, o.logger()),
+		creds:  &credentials{file: o.AuthFile, ref: r, log: o.logger()},
+		lock:   make(chan struct{}, 1), tokens: map[string]token{},
 	}, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -17,9 +18,13 @@ type Options struct {
 
 	PlainHTTP             bool // http is tried for every host, not only for loopback
 	InsecureSkipTLSVerify bool
-	Offline               bool   // nothing but Records and local files is used
-	DeferConfig           bool   // the config is read by LoadConfig, unless Platform must be checked against it
-	AuthFile              string // in place of the usual places for credentials
+	// Wait is how long reading a blob goes on with trying while the registry does not answer, from its
+	// first failure on; it counts from when the registry has answered once (see
+	// Image.WaitForRegistry). 0: a few tries. Who reads leaves any time by his context.
+	Wait        time.Duration
+	Offline     bool   // nothing but Records and local files is used
+	DeferConfig bool   // the config is read by LoadConfig, unless Platform must be checked against it
+	AuthFile    string // in place of the usual places for credentials
 
 	Records   Records           // nil: none; then Offline finds nothing in a registry
 	Logger    *slog.Logger      // nil discards

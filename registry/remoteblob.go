@@ -32,9 +32,10 @@ type remoteBlob struct {
 }
 
 func (b *remoteBlob) readRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	w := &waiter{o: b.src.cl.outage, b: b.src.cl.backoff}
 	r := &resumer{
 		open:  func(off, n int64) (io.ReadCloser, error) { return b.attempt(ctx, off, n) },
-		pause: func(try int, err error) error { return b.src.cl.backoff.pause(ctx, b.src.cl.log, try, err) },
+		pause: func(try int, err error) error { return w.pause(ctx, try, err) },
 		off:   off, left: n,
 	}
 	if err := r.start(); err != nil {
@@ -193,6 +194,7 @@ func (b *remoteBlob) get(ctx context.Context, u *url.URL, rng string) (*body, er
 	if !b.src.cl.owns(loc) {
 		b.remember(loc)
 	}
+	b.src.cl.outage.answered()
 	return body, nil
 }
 

@@ -78,6 +78,7 @@ func (b *remoteBlob) newSpoolLocked(first *body) (*spool, error) {
 // It verifies the digest on the way, which costs little here.
 func (b *remoteBlob) fill(ctx context.Context, s *spool, first *body) {
 	defer s.cancel()
+	w := &waiter{o: b.src.cl.outage, b: b.src.cl.backoff}
 	r := &resumer{
 		open: func(off, n int64) (io.ReadCloser, error) {
 			if first != nil {
@@ -87,7 +88,7 @@ func (b *remoteBlob) fill(ctx context.Context, s *spool, first *body) {
 			}
 			return b.reopen(ctx, off)
 		},
-		pause: func(try int, err error) error { return b.src.cl.backoff.pause(ctx, b.src.cl.log, try, err) },
+		pause: func(try int, err error) error { return w.pause(ctx, try, err) },
 		left:  b.desc.Size,
 	}
 	v := b.desc.Digest.Verifier()
