@@ -36,7 +36,7 @@ const (
 	// background is how many reads of the page cache may be under way at a
 	// time. The kernel's 12 would be 12 for all processes together, and a read
 	// may wait for a registry.
-	background = 64
+	background = 512
 )
 
 // A Server answers the kernel's requests for one mount.

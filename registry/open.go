@@ -22,6 +22,7 @@ type Options struct {
 	// first failure on; it counts from when the registry has answered once (see
 	// Image.WaitForRegistry). 0: a few tries. Who reads leaves any time by his context.
 	Wait        time.Duration
+	Stale       bool   // a tag means what it meant last, by Records, while the registry does not answer; see Image.Stale
 	Offline     bool   // nothing but Records and local files is used
 	DeferConfig bool   // the config is read by LoadConfig, unless Platform must be checked against it
 	AuthFile    string // in place of the usual places for credentials
@@ -71,6 +72,9 @@ type Image struct {
 	deferConfig bool
 	configMu    sync.Mutex // held while the config is read
 
+	// Stale is why the tag was not asked for, and what it meant last was taken instead; nil: it was asked for.
+	Stale error
+
 	// Unpacked says where the layers are if they are directories on disk; nil: they are blobs.
 	Unpacked *Unpacked
 
@@ -113,6 +117,9 @@ func open(ctx context.Context, ref string, o Options) (*Image, error) {
 	if u, ok := src.(*unpacked); ok {
 		im.Unpacked = &u.Unpacked
 		u.describe(im)
+	}
+	if r, ok := src.(*recorded); ok {
+		im.Stale = r.missed
 	}
 	im.Name = im.ref.canonical(im.Desc.Digest)
 	return im, nil

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -60,7 +61,13 @@ type recorded struct {
 	ref   Ref
 	rec   records
 	inner source // nil: offline
+
+	stale  bool  // Options.Stale
+	missed error // why a tag was not asked for
 }
+
+// staleAfter is how long a tag is asked for when it is known what it meant last.
+const staleAfter = 5 * time.Second
 
 func (s *recorded) resolve(ctx context.Context) (ocispec.Descriptor, []byte, error) {
 	if s.ref.Digest != "" {
@@ -71,6 +78,27 @@ func (s *recorded) resolve(ctx context.Context) (ocispec.Descriptor, []byte, err
 	if s.inner == nil {
 		return s.resolveOffline()
 	}
+	if s.stale && s.ref.Digest == "" {
+		if d, raw, err := s.resolveOffline(); err == nil {
+			return s.resolveOrStale(ctx, d, raw)
+		}
+	}
+	return s.resolveNow(ctx)
+}
+
+// resolveOrStale asks the registry, and takes what the tag meant last where it does not answer.
+func (s *recorded) resolveOrStale(ctx context.Context, last ocispec.Descriptor, lastRaw []byte) (ocispec.Descriptor, []byte, error) {
+	soon, cancel := context.WithTimeout(ctx, staleAfter)
+	defer cancel()
+	d, raw, err := s.resolveNow(soon)
+	if err == nil || ctx.Err() != nil || !errors.Is(err, ErrUnreachable) && !errors.Is(err, context.DeadlineExceeded) {
+		return d, raw, err
+	}
+	s.missed = err
+	return last, lastRaw, nil
+}
+
+func (s *recorded) resolveNow(ctx context.Context) (ocispec.Descriptor, []byte, error) {
 	d, raw, err := s.inner.resolve(ctx)
 	if err != nil {
 		return d, raw, err

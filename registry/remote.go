@@ -29,7 +29,7 @@ func newRemote(r Ref, o Options) (source, error) {
 		return nil, err
 	}
 	rm := &remote{ref: r, o: o, cl: cl, scope: pullScope(r.Repo)}
-	return &recorded{ref: r, rec: rec, inner: rm}, nil
+	return &recorded{ref: r, rec: rec, inner: rm, stale: o.Stale}, nil
 }
 
 // Scopes of the distribution token authentication specification.

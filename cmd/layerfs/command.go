@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/layerfs/layerfs/union/forensic"
 	"github.com/spf13/pflag"
@@ -46,6 +47,9 @@ type env struct {
 	globals
 	log      *slog.Logger
 	evidence *forensic.Evidence // nil: nobody wants it
+
+	waitRegistry time.Duration // see registry.Options
+	stale        bool          // likewise
 }
 
 // main runs the program and returns the exit code.

@@ -111,6 +111,6 @@ func (e *env) registryOptions(records registry.Records) registry.Options {
 	return registry.Options{
 		Platform: e.platform, PlainHTTP: e.plainHTTP, InsecureSkipTLSVerify: e.insecure, Offline: e.offline,
 		AuthFile: e.authFile, Records: records, Logger: e.log, UserAgent: "layerfs/" + version,
-		Wrap: e.noteRequests(),
+		Wrap: e.noteRequests(), Wait: e.waitRegistry, Stale: e.stale,
 	}
 }

@@ -54,8 +54,11 @@ func (e *env) openDeferred(ctx context.Context, ref string, deferConfig bool) (*
 		return nil, errors.Join(err, store.Close())
 	}
 	out := &image{Image: im, store: store, files: &openFiles{}}
+	if im.Stale != nil {
+		out.warnings = append(out.warnings, fmt.Sprintf("the registry does not answer (%v); this is the image that the tag meant when it was last asked for", im.Stale))
+	}
 	if im.Unpacked != nil {
-		out.warnings = im.Unpacked.Warnings
+		out.warnings = append(out.warnings, im.Unpacked.Warnings...)
 	}
 	return out, nil
 }

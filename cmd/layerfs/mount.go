@@ -50,7 +50,11 @@ type mountFlags struct {
 	index, evidence                  string
 	options                          []string
 	ids                              idFlags
+	wait                             time.Duration
 }
+
+// defaultWait is how long a read waits for a registry that has stopped to answer.
+const defaultWait = time.Minute
 
 func setupMount(flags *pflag.FlagSet) runFunc {
 	var m mountFlags
@@ -64,6 +68,7 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 	flags.StringVar(&m.index, "index", indexAuto, indexUsage)
 	flags.StringVar(&m.layers, "layers", "", "show only layer N, or M-N, counted from 1 at the base")
 	flags.BoolVar(&m.meta, "meta", false, "add the hidden folder /.layerfs: manifest.json config.json history.json status.json layers/N/… deleted/PATH versions/PATH/N; and the extended attributes user.layerfs.layer, .digest and .created_by of every file, which no list has")
+	flags.DurationVar(&m.wait, "wait-registry", defaultWait, "how long a read waits for a registry that does not answer before it fails with EIO; 0: some seconds")
 	flags.BoolVar(&m.forensic, "forensic", false, "for an examination: read-only, nosuid, nodev, noexec, nosymfollow, --index tar, --prefetch none; wants --evidence")
 	flags.StringVar(&m.evidence, "evidence", "", "append a line of JSON to this file for every request, check, mount and unmount; see \"layerfs evidence\"")
 	flags.BoolVar(&m.evidenceFiles, "evidence-files", false, "with --evidence on a read-only mount: a line for every file that is opened, and who opens it")
@@ -78,6 +83,10 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 				return err
 			}
 		}
+		if m.wait < 0 {
+			return usageError("--wait-registry: want a duration, 0 or more")
+		}
+		e.waitRegistry, e.stale = m.wait, !m.forensic
 		p, err := e.planMount(args[0], args[1], m)
 		if err != nil {
 			return err

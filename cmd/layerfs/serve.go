@@ -94,6 +94,7 @@ func (e *env) serve(ctx context.Context, p *mountPlan, l *legacy, ev *serverEven
 		return errors.Join(err, s.fuse.Unmount())
 	}
 	defer unlisten()
+	s.im.WaitForRegistry()
 	ev.remark(s.summary())
 	if err := ev.ready(); err != nil {
 		return errors.Join(fmt.Errorf("who wanted the mount has gone: %w", err), s.fuse.Unmount())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/layerfs/layerfs/union/layer"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -16,8 +17,9 @@ type liveStatus struct {
 	Requests  int64         `json:"requests"` // by this server
 	Total     int64         `json:"total"`    // bytes of the layers' blobs
 	Open      int           `json:"open"`
-	LayerInfo []layerStatus `json:"layer_status"`       // the base first
-	Warnings  []string      `json:"warnings,omitempty"` // about layers on disk: what may not be shown as it is
+	LayerInfo []layerStatus `json:"layer_status"`                  // the base first
+	Warnings  []string      `json:"warnings,omitempty"`            // what may not be shown as it is, or not be what the registry has by now
+	Away      *time.Time    `json:"registry_away_since,omitempty"` // the registry does not answer; nil: it does, as far as anybody has asked
 }
 
 // A layerStatus is how one layer is read, and what it has cost so far.
@@ -63,6 +65,9 @@ func (s *server) status() liveStatus {
 	im := s.image()
 	requests, bytes := im.fetched()
 	st := liveStatus{Fetched: bytes, Requests: requests, Total: im.size(), Warnings: im.warnings}
+	if away := im.AwaySince(); !away.IsZero() {
+		st.Away = &away
+	}
 	if s.mounted.Load() {
 		st.Open = s.fuse.OpenFiles()
 	}

@@ -25,6 +25,7 @@ var pullCommand = command{
 			if err := wantArgs("pull IMAGE", args, 1, 1); err != nil {
 				return err
 			}
+			e.waitRegistry = defaultWait
 			return e.withImage(ctx, args[0], func(im *image) error {
 				if err := im.fetchAll(ctx, runtime.GOMAXPROCS(0)*2); err != nil {
 					return err

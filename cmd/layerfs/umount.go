@@ -111,6 +111,11 @@ var mountsCommand = command{
 			if *asJSON {
 				return writeJSON(e.stdout, rows)
 			}
+			for _, r := range rows {
+				if r.Away != nil {
+					e.remark("%s: the registry of %s does not answer since %s; who reads what is not in the cache waits", r.Mountpoint, r.Image, localTime(*r.Away))
+				}
+			}
 			return table(e.stdout, func(w io.Writer) { printMounts(w, rows, *bytes) })
 		}
 	},
