@@ -15,7 +15,7 @@ var auditCommand = command{
 	name: "audit", args: "IMAGE", short: "List what in an image deserves a look: rights, foreign and changed files, secrets",
 	long: `
 Of all files: setuid and setgid programs, capabilities, devices, what anybody may
-write, names that hide, programs where data belongs. Where dpkg or apk keeps its
+write, names that hide, programs where data belongs. Where dpkg, apk or rpm keeps its
 database in the image: files that no package has, that are missing, that are not
 what the package brought. In all layers, also in what later ones delete, and in the
 config: private keys, tokens, passwords, of which only the first characters are shown.
@@ -61,7 +61,7 @@ func (e *env) audit(ctx context.Context, im *image, o audit.Options, asJSON bool
 		e.remark("%s", why)
 	}
 	if len(result.Databases) == 0 && err == nil {
-		e.remark("no package database that is read (dpkg, apk): nothing is said of who owns a file")
+		e.remark("no package database that is read (dpkg, apk, rpm): nothing is said of who owns a file")
 	}
 	if err == nil {
 		e.remark("%d findings; packages: %s; %s of content read", n, strings.Join(result.Databases, ", "), size(result.Read, false))

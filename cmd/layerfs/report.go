@@ -113,7 +113,7 @@ func (e *env) reportOf(ctx context.Context, im *image, o audit.Options) (report.
 	})
 	p.Notes = result.Unreadable
 	if len(result.Databases) == 0 {
-		p.Notes = append(p.Notes, "No package database that is read (dpkg, apk): nothing is said of who owns a file.")
+		p.Notes = append(p.Notes, "No package database that is read (dpkg, apk, rpm): nothing is said of who owns a file.")
 	}
 	if o.NoContent {
 		p.Notes = append(p.Notes, "Made without content: no checksums were compared, no secrets looked for in files.")

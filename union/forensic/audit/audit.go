@@ -56,7 +56,7 @@ type Words struct {
 
 // A Result is what Run did, beside the findings.
 type Result struct {
-	Databases  []string // of packages, that were read: "dpkg", "apk"
+	Databases  []string // of packages, that were read: "dpkg", "apk", "rpm"
 	Unreadable []string // of packages, that are there and were not read, with a reason
 	Read       int64    // bytes of content
 }

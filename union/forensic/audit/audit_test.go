@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -228,6 +229,37 @@ func TestPatterns(t *testing.T) {
 		lines, _ := run(t, imageOf(t, file("f", c.text)), audit.Options{})
 		if len(lines) != c.n {
 			t.Errorf("%q: %q", c.text, lines)
+		}
+	}
+}
+
+// TestRPM: files of packages are owned, held against their checksums, and missed, unless they need not be there.
+func TestRPM(t *testing.T) {
+	db, err := os.ReadFile("testdata/rpmdb.sqlite")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for i := range 60 {
+		if i != 17 {
+			fmt.Fprintf(&text, "%s\n", file(fmt.Sprintf("opt/many/f%03d", i), strconv.Itoa(i)))
+		}
+	}
+	for i := range 12 {
+		fmt.Fprintf(&text, "%s\n", file(fmt.Sprintf("opt/p%d", i), "p"))
+	}
+	im := imageOf(t, text.String()+file("usr/lib/sysimage/rpm/rpmdb.sqlite", string(db))+"\n"+file("usr/bin/tool", "tool")+"\nsymlink usr/bin/link tool\n"+file("etc/conf", "mine"),
+		file("opt/many/f003", "other")+"\n"+file("srv/x", "x"))
+	lines, _ := run(t, im, audit.Options{})
+	want(t, lines, "missing 0 opt/many/f017", "changed 1 etc/conf", "changed 2 opt/many/f003", "unowned 2 srv")
+	result, err := audit.Run(t.Context(), im, audit.Options{NoContent: true}, func(audit.Finding) error { return nil })
+	if err != nil || !slices.Equal(result.Databases, []string{"rpm"}) || len(result.Unreadable) != 1 || !strings.Contains(result.Unreadable[0], "not a sound header") {
+		t.Errorf("%+v, %v", result, err)
+	}
+	for name, text := range map[string]string{"an older form": "file var/lib/rpm/Packages \"\"", "not a sound SQLite": "file var/lib/rpm/rpmdb.sqlite \"SQLite format 3\"", "rpmdb.sqlite-wal": file("var/lib/rpm/rpmdb.sqlite", string(db)) + "\nfile var/lib/rpm/rpmdb.sqlite-wal \"x\""} {
+		result, err := audit.Run(t.Context(), imageOf(t, text), audit.Options{NoContent: true}, func(audit.Finding) error { return nil })
+		if err != nil || !strings.Contains(strings.Join(result.Unreadable, "\n"), name) {
+			t.Errorf("%s: %+v, %v", name, result, err)
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"context"
 	"crypto/md5"
 	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/hex"
 	"fmt"
 	"hash"
@@ -130,8 +132,13 @@ func (a *auditor) look(ctx context.Context, j job, buf []byte) error {
 }
 
 func newHash(algorithm string) hash.Hash {
-	if algorithm == "sha1" {
+	switch algorithm {
+	case "sha1":
 		return sha1.New()
+	case "sha256":
+		return sha256.New()
+	case "sha512":
+		return sha512.New()
 	}
 	return md5.New()
 }

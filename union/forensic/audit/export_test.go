@@ -11,3 +11,10 @@ func Parse(t *union.Tree, status, sums, diversions string) map[string]claim {
 	stanzas([]byte(status), a.conffiles(moved))
 	return a.owners.claims
 }
+
+// ParseRPM reads the database of rpm.
+func ParseRPM(t *union.Tree, db []byte) (map[string]claim, error) {
+	a := &auditor{im: Image{Tree: t}, owners: newOwners()}
+	err := a.rpmPackages(db, "var/lib/rpm")
+	return a.owners.claims, err
+}

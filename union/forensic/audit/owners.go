@@ -21,6 +21,7 @@ type claim struct {
 	pkg      string
 	as       string // the path as the package has it
 	conffile bool
+	optional bool // it is not missing when it is not there
 	sum      sum
 }
 
@@ -44,7 +45,7 @@ func (a *auditor) claim(p string, c claim) {
 	c.as = p
 	real := a.real(p)
 	if old, ok := a.owners.claims[real]; ok && c.sum.hex == "" {
-		c.sum, c.conffile = old.sum, old.conffile || c.conffile
+		c.sum, c.conffile, c.optional = old.sum, old.conffile || c.conffile, old.optional && c.optional
 	}
 	a.owners.claims[real] = c
 }
@@ -69,16 +70,9 @@ func (a *auditor) real(p string) string {
 // databases reads what package databases there are.
 func (a *auditor) databases(ctx context.Context) error {
 	a.owners = newOwners()
-	for _, read := range []func(context.Context) error{a.dpkg, a.apk} {
+	for _, read := range []func(context.Context) error{a.dpkg, a.apk, a.rpm} {
 		if err := read(ctx); err != nil {
 			return err
-		}
-	}
-	for _, dir := range []string{"var/lib/rpm", "usr/lib/sysimage/rpm"} {
-		id, err := a.im.Tree.ResolveFollow(dir)
-		if err == nil && a.im.Tree.IsDir(id) && len(a.names(id)) > 0 {
-			a.result.Unreadable = append(a.result.Unreadable, "rpm: its database in /"+dir+` is not read; "rpm --root MOUNT -Va" does that`)
-			break
 		}
 	}
 	return nil
@@ -121,7 +115,7 @@ func stanzas(text []byte, f func(lines []string)) {
 }
 
 // managed are folders whose content a package manager keeps without owning it.
-var managed = []string{"var/lib/dpkg/", "lib/apk/db/", "usr/lib/apk/db/"}
+var managed = []string{"var/lib/dpkg/", "lib/apk/db/", "usr/lib/apk/db/", "var/lib/rpm/", "usr/lib/sysimage/rpm/"}
 
 // unowned finds what no package has, a directory without a single owned file as one.
 func (a *auditor) unowned() {
@@ -186,7 +180,7 @@ func (a *auditor) count(id union.ID) (files int, bytes int64) {
 // missing finds what a package has and the image has not.
 func (a *auditor) missing() {
 	for p, c := range a.owners.claims {
-		if _, err := a.im.Tree.Resolve(p); err == nil {
+		if _, err := a.im.Tree.Resolve(p); err == nil || c.optional {
 			continue
 		}
 		l, how := a.lastSeen(p)
