@@ -63,7 +63,9 @@ var (
 
 // Options of a [Store].
 type Options struct {
-	// MaxBytes is the size on disk above which a publication starts [Store.GC] in the background; 0 is no limit.
+	// MaxBytes is what the directory may take on the disk; 0 is no limit. Who writes evicts
+	// what was used least recently, also of packs that are in use. Where that does not make room
+	// enough, units stay in memory for a while, and only what cannot be had in parts goes beyond it.
 	MaxBytes int64
 	// Logger gets one line per handled error; nil discards.
 	Logger *slog.Logger
@@ -76,7 +78,10 @@ type Store struct {
 	max  int64
 	log  *slog.Logger
 	boot bootID
+	disk disk
 	door *door
+
+	budget budget
 
 	// ctx is what fills run under; it ends with Close.
 	ctx    context.Context
@@ -102,7 +107,7 @@ func Open(dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
-	s := &Store{dir: dir, max: o.MaxBytes, log: o.Logger, boot: currentBoot(), door: dr,
+	s := &Store{dir: dir, max: o.MaxBytes, log: o.Logger, boot: currentBoot(), disk: osDisk{}, door: dr,
 		open: map[digest.Digest]*content{}, closing: map[*content]chan struct{}{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

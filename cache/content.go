@@ -7,7 +7,6 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
-	"os"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -28,10 +27,14 @@ const (
 type content struct {
 	s    *Store
 	d    digest.Digest
-	f    *os.File // holds a shared flock
-	dir  string   // of the layer; "" for a pack that is not in the store
+	f    file   // holds a shared flock
+	dir  string // of the layer; "" for a pack that is not in the store
 	size int64
 	ends []int64 // where each unit ends
+
+	genOff, usedOff int64 // in the file
+	regions         []region
+	flushed         atomic.Int64 // when times of use were written to the file last, in milliseconds
 
 	state     []atomic.Uint32
 	unchecked atomic.Int64 // units whose state is not checked
@@ -49,6 +52,8 @@ type content struct {
 	fills  sync.WaitGroup
 
 	refs int // protected by Store.mu
+	// wanted: somebody opened it to read, not only to evict.
+	wanted atomic.Bool
 
 	mu      sync.Mutex
 	h       header          // protected by mu
@@ -60,9 +65,14 @@ type content struct {
 	over overlay
 }
 
-// newContent takes f over, whose map is m.
-func newContent(s *Store, d digest.Digest, f *os.File, h header, ends []int64, m []byte) *content {
+// newContent takes f over, whose map was m, read after the generations gens (nil: all 0).
+func newContent(s *Store, d digest.Digest, f file, h header, ends []int64, m []byte, gens []int64) *content {
 	c := &content{s: s, d: d, f: f, h: h, size: h.size, ends: ends, flights: map[int]*flight{}}
+	c.genOff, c.usedOff, c.regions = h.genOff(), h.usedOff(), make([]region, h.regions())
+	for r, gen := range gens {
+		c.regions[r].gen.Store(uint64(gen))
+	}
+	c.flushed.Store(now())
 	c.state = make([]atomic.Uint32, len(ends))
 	c.unchecked.Store(int64(len(ends)))
 	c.over.limit = overlayLimit
@@ -268,13 +278,22 @@ func (c *content) verify(i int, b []byte) error {
 // keep writes a verified unit: data, then mark. Where the disk refuses (it is full, or
 // went read-only) the unit stays in memory, because readers can do with it what they came for.
 func (c *content) keep(i int, b []byte) {
+	var err error
+	if c.dir != "" {
+		err = c.s.room(int64(len(b))) // holding no lock: it may evict
+		r := c.regionOf(i)
+		c.hold(r)
+		defer c.release(r)
+	}
 	lock := c.stripe(i)
 	lock.Lock()
 	defer lock.Unlock()
 	if c.is(i, checked) {
 		return
 	}
-	err := c.change(func() error { return c.write(i, b) })
+	if err == nil {
+		err = c.change(func() error { return c.write(i, b) })
+	}
 	if err == nil {
 		c.setState(i, checked)
 		return
@@ -288,14 +307,20 @@ func (c *content) write(i int, b []byte) error {
 	if c.dir == "" {
 		return syscall.ENOSPC // there was no room even for the map
 	}
+	r, t := c.regionOf(i), now()
+	if err := c.writeWord(c.usedOff, r, uint64(t)); err != nil {
+		return err
+	}
+	c.regions[r].used.Store(t)
 	if _, err := c.f.WriteAt(b, c.start(i)); err != nil {
 		return err
 	}
 	return c.writeEntry(i, crc32.Checksum(b, castagnoli), true)
 }
 
-// readAt reads bytes that are there. Once units were kept in memory it must look at
-// every unit: one may have been pushed out again since Ensure.
+// readAt reads bytes that are there; where they are not, or not any more, the error is
+// errGone: see region.go. Once units were kept in memory it must look at every unit: one may
+// have been pushed out again since Ensure.
 func (c *content) readAt(b []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read pack at %d: %w", off, fs.ErrInvalid)
@@ -307,15 +332,56 @@ func (c *content) readAt(b []byte, off int64) (n int, err error) {
 	if short {
 		b = b[:c.size-off]
 	}
-	if c.over.used.Load() {
-		n, err = c.readMixed(b, off)
-	} else {
-		n, err = c.f.ReadAt(b, off)
+	if len(b) == 0 {
+		return 0, nil
 	}
-	if err == nil && short {
+	if n, err = c.readThere(b, off); err == nil && short {
 		err = io.EOF
 	}
 	return n, err
+}
+
+// readThere needs at least one byte in the pack.
+func (c *content) readThere(b []byte, off int64) (n int, err error) {
+	first := c.unitAt(off)
+	last := first
+	if off+int64(len(b)) > c.ends[first] {
+		last = c.unitAt(off + int64(len(b)) - 1)
+	}
+	from, to := c.regionOf(first), c.regionOf(last)
+	var few [4]uint64
+	seen := few[:0]
+	for r := from; r <= to; r++ {
+		seen = append(seen, c.regions[r].gen.Load())
+	}
+	if c.over.used.Load() {
+		n, err = c.readMixed(b, off)
+	} else {
+		n, err = c.readDisk(b, off, first, last)
+	}
+	if err != nil {
+		return 0, err
+	}
+	same, err := c.sameGens(from, seen)
+	if err == nil && !same {
+		err = fmt.Errorf("read pack at %d: %w", off, errGone)
+	}
+	if err != nil {
+		return 0, err
+	}
+	c.use(from, to)
+	return n, nil
+}
+
+func (c *content) readDisk(b []byte, off int64, first, last int) (n int, err error) {
+	if c.unchecked.Load() != 0 {
+		for i := first; i <= last; i++ {
+			if !c.is(i, checked) {
+				return 0, fmt.Errorf("read pack at %d: %w", off, errGone)
+			}
+		}
+	}
+	return c.f.ReadAt(b, off)
 }
 
 func (c *content) readMixed(b []byte, off int64) (n int, err error) {

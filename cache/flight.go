@@ -19,6 +19,9 @@ var errLeftOut = errors.New("fill returned without the unit")
 // while it waited for another.
 const maxRounds = 4
 
+// patience is how often a reader lets others evict what it wanted to read.
+const patience = 2
+
 // ensure makes units first … last readable.
 func (c *content) ensure(ctx context.Context, first, last int, fill Fill) error {
 	for round := 0; ; round++ {

@@ -18,10 +18,13 @@ import (
 //	        zero bytes up to the next multiple of blockSize
 //	map     one entry per unit
 //	        zero bytes up to the next multiple of blockSize
+//	regions the generation of each region (8 bytes), then when each was used last (8 bytes, in
+//	        milliseconds since 1970; 0: it holds nothing); see region.go
+//	        zero bytes up to the next multiple of blockSize
 //	header  one block, the last of the file
 //
 // so that data is at its own offset, the map never moves, and one rename
-// publishes all three. An entry is 16 bytes, little endian: the offset of the
+// publishes all of it. An entry is 16 bytes, little endian: the offset of the
 // unit's end (8), the CRC-32C of its bytes (4), the mark (4). The mark is zero
 // where the unit is missing and otherwise a checksum of the unit's number and
 // its CRC: a torn or damaged entry reads as missing.
@@ -31,12 +34,19 @@ const (
 	headerSize = 8 + 4 + 4 + 16 + 8 + 8 + sha256.Size + 4 + 4
 
 	magic   = "lfspack\x00"
-	version = 1
+	version = 2
 
 	flagClean = 1 << 0
+	flagSolid = 1 << 1
+
+	// regionSize is how much of a pack is evicted at a time: enough that a pack of 10 GiB has ten
+	// thousand clocks, and no more than one section of a plain layer, which is what a read fetches.
+	regionSize = 1 << 20
 
 	// maxUnits keeps a damaged header from asking for all memory: at the smallest useful unit, a block, it is 256 GiB.
 	maxUnits = 1 << 26
+	// maxSize does so for the regions: four million of them.
+	maxSize = 1 << 42
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -61,6 +71,7 @@ func currentBoot() (id bootID) {
 // header is the last block of a pack file.
 type header struct {
 	clean  bool              // everything marked is on the disk
+	solid  bool              // what is missing cannot be fetched by itself: all of it or nothing
 	boot   bootID            // who wrote it last, when it is not clean
 	size   int64             // bytes of data
 	units  int64             // entries of the map
@@ -75,6 +86,9 @@ func (h *header) encode() []byte {
 	var flags uint32
 	if h.clean {
 		flags |= flagClean
+	}
+	if h.solid {
+		flags |= flagSolid
 	}
 	b = binary.LittleEndian.AppendUint32(b, flags)
 	b = append(b, h.boot[:]...)
@@ -100,13 +114,14 @@ func parseHeader(b []byte, fileSize int64) (header, error) {
 	if v := binary.LittleEndian.Uint32(b[8:]); v != version {
 		return h, fmt.Errorf("pack header: version %d: %w", v, ErrCorrupt)
 	}
-	h.clean = binary.LittleEndian.Uint32(b[12:])&flagClean != 0
+	flags := binary.LittleEndian.Uint32(b[12:])
+	h.clean, h.solid = flags&flagClean != 0, flags&flagSolid != 0
 	copy(h.boot[:], b[16:])
 	h.size = int64(binary.LittleEndian.Uint64(b[32:]))
 	h.units = int64(binary.LittleEndian.Uint64(b[40:]))
 	copy(h.layout[:], b[48:])
 	h.ends = binary.LittleEndian.Uint32(b[80:])
-	if h.size < 0 || h.units < 0 || h.units > min(h.size, maxUnits) || (h.units == 0) != (h.size == 0) {
+	if h.size < 0 || h.size > maxSize || h.units < 0 || h.units > min(h.size, maxUnits) || (h.units == 0) != (h.size == 0) {
 		return h, fmt.Errorf("pack header: %d units, %d bytes: %w", h.units, h.size, ErrCorrupt)
 	}
 	if fileSize != h.fileSize() {
@@ -118,8 +133,14 @@ func parseHeader(b []byte, fileSize int64) (header, error) {
 func roundUp(n int64) int64 { return (n + blockSize - 1) &^ (blockSize - 1) }
 
 func (h *header) mapOff() int64    { return roundUp(h.size) }
-func (h *header) headerOff() int64 { return h.mapOff() + roundUp(h.units*entrySize) }
+func (h *header) regions() int64   { return regionsOf(h.size) }
+func (h *header) genOff() int64    { return h.mapOff() + roundUp(h.units*entrySize) }
+func (h *header) usedOff() int64   { return h.genOff() + 8*h.regions() }
+func (h *header) headerOff() int64 { return h.genOff() + roundUp(16*h.regions()) }
 func (h *header) fileSize() int64  { return h.headerOff() + blockSize }
+
+// regionsOf is how many regions a pack of size bytes has.
+func regionsOf(size int64) int64 { return (size + regionSize - 1) / regionSize }
 
 // mark is what stands in the entry of a unit that is there.
 func mark(unit int, crc uint32) uint32 {
@@ -190,6 +211,9 @@ func checkUnits(units []Unit) (ends []int64, err error) {
 		next += u.Len
 		ends[i] = next
 	}
+	if next > maxSize {
+		return nil, fmt.Errorf("%d bytes, the limit is %d", next, int64(maxSize))
+	}
 	return ends, nil
 }
 
@@ -218,10 +242,10 @@ func layoutOfEnds(ends []int64) [sha256.Size]byte {
 	return layoutOf(units)
 }
 
-// fillEntries marks every unit of a map as there, with these CRCs.
-func fillEntries(m []byte, crcs []uint32) {
+// fillEntries marks every unit of a map as there, with these CRCs, but for the lost ones.
+func fillEntries(m []byte, crcs []uint32, lost []bool) {
 	for i, crc := range crcs {
 		e := m[i*entrySize:]
-		putEntry(e, i, int64(binary.LittleEndian.Uint64(e)), crc, true)
+		putEntry(e, i, int64(binary.LittleEndian.Uint64(e)), crc, !lost[i])
 	}
 }

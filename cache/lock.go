@@ -15,7 +15,7 @@ import (
 )
 
 // flock repeats the call while signals interrupt it.
-func flock(f *os.File, how int) error {
+func flock(f interface{ Fd() uintptr }, how int) error {
 	for {
 		err := syscall.Flock(int(f.Fd()), how)
 		if err != syscall.EINTR {
@@ -25,13 +25,13 @@ func flock(f *os.File, how int) error {
 }
 
 // tryAlone locks f exclusively unless anybody else has it locked.
-func tryAlone(f *os.File) bool {
+func tryAlone(f file) bool {
 	return flock(f, syscall.LOCK_EX|syscall.LOCK_NB) == nil
 }
 
 // still reports whether path is the file f: between open and flock somebody may have
 // removed or replaced it.
-func still(f *os.File, path string) bool {
+func still(f file, path string) bool {
 	a, err := f.Stat()
 	if err != nil {
 		return false

@@ -11,8 +11,9 @@ import (
 // enough for the reads of a moment (a kernel read is at most 1 MiB, a unit some MiB).
 const overlayLimit = 64 << 20
 
-// errGone says that a unit was pushed out of the overlay between Ensure and ReadAt.
-var errGone = errors.New("not there: the disk is full and memory is limited")
+// errGone says that a unit is not there, or not any more: it was evicted or pushed out of
+// the overlay between Ensure and ReadAt.
+var errGone = errors.New("not there any more: evicted, or the disk is full and memory is limited")
 
 // An overlay holds the units that the disk refused, the latest of them.
 type overlay struct {

@@ -118,15 +118,18 @@ func (p *Pack) Unit(off int64) (start, end int64) {
 	return p.c.start(i), p.c.ends[i]
 }
 
-// ReadAt is a plain pread with the rules of io.ReaderAt. It knows nothing of what is
-// missing (there it reads zeros): Ensure first. After a disk refused units it fails where
-// a unit is neither on the disk nor in memory any more.
+// ReadAt is a pread of bytes that Ensure has made readable, with the rules of io.ReaderAt.
+// It fails where they are not there, also when they have been evicted since: Read tries again.
 func (p *Pack) ReadAt(b []byte, off int64) (int, error) { return p.c.readAt(b, off) }
 
-// Read is Ensure and ReadAt in one, for any disk: it tries again where the disk refused
-// the units and memory dropped one between the two. The rules are those of io.ReaderAt.
+// Read is Ensure and ReadAt in one: it tries again where bytes were evicted, or the disk refused
+// them and memory dropped them, between the two, and at last keeps them from being evicted
+// while it fetches and reads. The rules are those of io.ReaderAt.
 func (p *Pack) Read(ctx context.Context, b []byte, off int64, fill Fill) (n int, err error) {
-	for range maxRounds {
+	for round := range maxRounds {
+		if round == patience {
+			defer p.c.holdSpan(off, int64(len(b)))()
+		}
 		if err := p.Ensure(ctx, off, int64(len(b)), fill); err != nil {
 			return 0, err
 		}
@@ -146,6 +149,9 @@ func (p *Pack) Present() int64 { return p.c.present.Load() }
 
 // IsComplete reports whether all bytes are there, as far as this process has seen.
 func (p *Pack) IsComplete() bool { return p.c.complete() }
+
+// Refresh looks what other processes have evicted, so that Has, Present and IsComplete tell the truth of now.
+func (p *Pack) Refresh() { p.c.renewAll() }
 
 // Close ends the use of the pack. The last one to close it in this process ends its fills
 // and waits for them to return; the disk is waited for in the background. A second Close does nothing.

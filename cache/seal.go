@@ -37,7 +37,7 @@ func unseal(b []byte) ([]byte, bool) {
 // loadSealed reads a sealed file. A damaged one is removed, and the error says both that
 // it was corrupt and that there is none.
 func (s *Store) loadSealed(path string) ([]byte, error) {
-	b, err := os.ReadFile(path)
+	b, err := s.disk.readFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func (s *Store) loadSealed(path string) ([]byte, error) {
 // disk first: after a power loss a new file may be gone (it proves itself, and can be made
 // again), but an old one must not be lost for it.
 func (s *Store) saveSealed(path string, content []byte) error {
-	old, err := os.ReadFile(path)
+	old, err := s.disk.readFile(path)
 	sealed := seal(content)
 	if err == nil && bytes.Equal(old, sealed) {
 		return nil
@@ -67,7 +67,7 @@ func (s *Store) saveSealed(path string, content []byte) error {
 		return err
 	}
 	if err = writeTemp(f, sealed, replaces); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = s.disk.rename(f.Name(), path)
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
@@ -76,7 +76,7 @@ func (s *Store) saveSealed(path string, content []byte) error {
 	}
 	s.background(func() {
 		defer letGo(f)
-		err := errors.Join(f.Sync(), syncDir(filepath.Dir(path)))
+		err := errors.Join(f.Sync(), s.disk.sync(filepath.Dir(path)))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // the layer may be gone already
 			s.log.Warn("sync cache file", "path", path, "err", err)
 		}
@@ -84,7 +84,7 @@ func (s *Store) saveSealed(path string, content []byte) error {
 	return nil
 }
 
-func writeTemp(f *os.File, b []byte, sync bool) error {
+func writeTemp(f file, b []byte, sync bool) error {
 	if _, err := f.Write(b); err != nil {
 		return err
 	}
@@ -115,6 +115,7 @@ func (s *Store) PutIndex(d digest.Digest, b []byte) error {
 	if err != nil {
 		return fmt.Errorf("save index: %w", err)
 	}
+	s.makeRoom(int64(len(b)))
 	leave, err := s.door.enter()
 	if err != nil {
 		return fmt.Errorf("save index: %w", err)
@@ -156,6 +157,7 @@ func (s *Store) Load(name string) ([]byte, error) {
 // bytes, never a part.
 func (s *Store) Save(name string, b []byte) error {
 	content := append([]byte(name+"\n"), b...)
+	s.makeRoom(int64(len(content)))
 	if err := s.saveSealed(s.recordPath(name), content); err != nil {
 		return fmt.Errorf("save record %q: %w", name, err)
 	}

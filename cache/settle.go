@@ -71,7 +71,7 @@ func (c *content) settle() error {
 	if err := c.f.Sync(); err != nil {
 		return fmt.Errorf("settle: %w", err)
 	}
-	return syncDir(c.dir)
+	return c.s.disk.sync(c.dir)
 }
 
 func (c *content) isClean() bool {

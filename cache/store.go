@@ -20,9 +20,9 @@ func (s *Store) background(f func()) { s.bg.Go(f) }
 
 // temp creates a file that is published by a rename. Its flock tells everybody that its
 // writer lives, and after the rename that the pack is in use.
-func (s *Store) temp() (*os.File, error) {
+func (s *Store) temp() (file, error) {
 	for {
-		f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "new-")
+		f, err := s.disk.temp(filepath.Join(s.dir, "tmp"))
 		if err != nil {
 			return nil, err
 		}
@@ -53,6 +53,7 @@ func (s *Store) acquire(d digest.Digest, find func(dir string) (*content, error)
 	if err != nil {
 		return nil, err
 	}
+	c.wanted.Store(true)
 	c.touch()
 	return c, nil
 }
@@ -148,7 +149,7 @@ func (s *Store) openComplete(d digest.Digest, dir string) (*content, error) {
 // damaged, is removed; the error is fs.ErrNotExist then. It needs the door.
 func (s *Store) load(d digest.Digest, dir string) (*content, error) {
 	path := filepath.Join(dir, "pack")
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := s.disk.open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -166,24 +167,17 @@ func (s *Store) load(d digest.Digest, dir string) (*content, error) {
 	return c, nil
 }
 
-func (s *Store) read(d digest.Digest, f *os.File) (*content, error) {
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if st.Size() < blockSize {
-		return nil, fmt.Errorf("pack of %d bytes: %w", st.Size(), ErrCorrupt)
-	}
-	b := make([]byte, blockSize)
-	if _, err := f.ReadAt(b, st.Size()-blockSize); err != nil {
-		return nil, err
-	}
-	h, err := parseHeader(b, st.Size())
+func (s *Store) read(d digest.Digest, f file) (*content, error) {
+	h, err := loadHeader(f)
 	if err != nil {
 		return nil, err
 	}
 	if !h.clean && h.boot != s.boot {
 		return nil, errors.New("the machine was restarted before the pack was on the disk")
+	}
+	gens, err := readWords(f, h.genOff(), int(h.regions())) // before the map
+	if err != nil {
+		return nil, err
 	}
 	m := make([]byte, h.units*entrySize)
 	if _, err := f.ReadAt(m, h.mapOff()); err != nil && !errors.Is(err, io.EOF) {
@@ -193,7 +187,22 @@ func (s *Store) read(d digest.Digest, f *os.File) (*content, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newContent(s, d, f, h, ends, m), nil
+	return newContent(s, d, f, h, ends, m, gens), nil
+}
+
+func loadHeader(f file) (header, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return header{}, err
+	}
+	if st.Size() < blockSize {
+		return header{}, fmt.Errorf("pack of %d bytes: %w", st.Size(), ErrCorrupt)
+	}
+	b := make([]byte, blockSize)
+	if _, err := f.ReadAt(b, st.Size()-blockSize); err != nil {
+		return header{}, err
+	}
+	return parseHeader(b, st.Size())
 }
 
 // makeLazy makes an empty pack. System calls: openat(tmp) flock ftruncate pwrite rename;
@@ -207,7 +216,7 @@ func (s *Store) makeLazy(d digest.Digest, dir string, h header, ends []int64) (*
 	m, sum := encodeEnds(ends)
 	h.ends = sum
 	f, err := s.makeFile(dir, h, m)
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	if Refused(err) {
 		s.log.Warn("make pack; kept in memory", "layer", d, "err", err)
 		f, err = memoryFile(h, m)
 		dir = ""
@@ -215,12 +224,12 @@ func (s *Store) makeLazy(d digest.Digest, dir string, h header, ends []int64) (*
 	if err != nil {
 		return nil, err
 	}
-	c := newContent(s, d, f, h, ends, m)
+	c := newContent(s, d, f, h, ends, m, nil)
 	c.dir = dir
 	return c, nil
 }
 
-func (s *Store) makeFile(dir string, h header, m []byte) (*os.File, error) {
+func (s *Store) makeFile(dir string, h header, m []byte) (file, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -229,7 +238,7 @@ func (s *Store) makeFile(dir string, h header, m []byte) (*os.File, error) {
 		return nil, err
 	}
 	if err = writeMeta(f, h, m); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, "pack"))
+		err = s.disk.rename(f.Name(), filepath.Join(dir, "pack"))
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
@@ -240,7 +249,7 @@ func (s *Store) makeFile(dir string, h header, m []byte) (*os.File, error) {
 }
 
 // writeMeta gives f its final size, its map and its header.
-func writeMeta(f *os.File, h header, m []byte) error {
+func writeMeta(f file, h header, m []byte) error {
 	if err := f.Truncate(h.fileSize()); err != nil {
 		return err
 	}
@@ -251,7 +260,7 @@ func writeMeta(f *os.File, h header, m []byte) error {
 	return err
 }
 
-func memoryFile(h header, m []byte) (*os.File, error) {
+func memoryFile(h header, m []byte) (file, error) {
 	fd, err := unix.MemfdCreate("layerfs-pack", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create: %w", err)
@@ -297,18 +306,25 @@ func (s *Store) unref(c *content) (last bool) {
 // finish ends the fills of c; the disk is waited for in the background.
 func (s *Store) finish(c *content) {
 	c.stop()
-	c.touch()
+	if c.wanted.Load() {
+		c.touch()
+		c.flushUse()
+	}
 	s.background(func() {
 		if err := c.settle(); err != nil {
 			s.log.Warn("sync pack", "layer", c.d, "err", err)
 		}
-		letGo(c.f)
-		s.mu.Lock()
-		close(s.closing[c])
-		delete(s.closing, c)
-		s.mu.Unlock()
-		s.limit()
+		s.closed(c)
 	})
+}
+
+// closed closes the file of a content that was finished.
+func (s *Store) closed(c *content) {
+	letGo(c.f)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.closing[c])
+	delete(s.closing, c)
 }
 
 // waitClosed returns when the packs of d that this process closed are on the disk, so
@@ -336,15 +352,6 @@ func (c *content) touch() {
 	if err := os.Chtimes(c.dir, now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.s.log.Warn("touch layer", "layer", c.d, "err", err)
 	}
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer letGo(f)
-	return f.Sync()
 }
 
 // appeared looks whether another process filled unit i.

@@ -1,13 +1,11 @@
 package cache
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
@@ -21,6 +19,7 @@ type Usage struct {
 	OnDisk   int64     // bytes that pack and index take
 	Complete bool      // all bytes are there
 	InUse    bool      // a process has the pack open
+	Pinned   bool      // evicted last: see Pin
 	Used     time.Time // when it was last opened or closed
 }
 
@@ -60,7 +59,9 @@ func (s *Store) usageOf(d digest.Digest, dir string) Usage {
 		u.Used = st.ModTime()
 	}
 	u.OnDisk = onDisk(filepath.Join(dir, "index")) + onDisk(filepath.Join(dir, "pack"))
-	f, err := os.OpenFile(filepath.Join(dir, "pack"), os.O_RDWR, 0)
+	_, err := os.Lstat(filepath.Join(dir, "pinned"))
+	u.Pinned = err == nil
+	f, err := s.disk.open(filepath.Join(dir, "pack"))
 	if err != nil {
 		return u
 	}
@@ -85,33 +86,40 @@ func onDisk(path string) int64 {
 // the pack open, and nil when there is nothing. It waits for packs of d that were closed in
 // this process and are on their way to the disk.
 func (s *Store) Remove(d digest.Digest) error {
-	return s.remove(d, func(dir string) error {
-		if err := removePack(dir); err != nil {
-			return err
-		}
-		return os.RemoveAll(dir)
-	})
+	s.waitClosed(d)
+	return s.remove(d, removeLocked)
 }
 
 // Evict is Remove, but keeps the index and the time of the last use: the layer opens
 // without the index being made again.
 func (s *Store) Evict(d digest.Digest) error {
-	return s.remove(d, func(dir string) error {
-		used, err := os.Stat(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err == nil {
-			err = removePack(dir)
-		}
-		if err != nil {
-			return err
-		}
-		if os.Remove(dir) == nil { // there was no index
-			return nil
-		}
-		return os.Chtimes(dir, used.ModTime(), used.ModTime())
-	})
+	s.waitClosed(d)
+	return s.remove(d, evictLocked)
+}
+
+// removeLocked needs the door, as evictLocked does.
+func removeLocked(dir string) error {
+	if err := removePack(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+func evictLocked(dir string) error {
+	used, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = removePack(dir)
+	}
+	if err != nil {
+		return err
+	}
+	if os.Remove(dir) == nil { // there was no index, and nobody pinned it
+		return nil
+	}
+	return os.Chtimes(dir, used.ModTime(), used.ModTime())
 }
 
 func (s *Store) remove(d digest.Digest, locked func(dir string) error) error {
@@ -119,7 +127,6 @@ func (s *Store) remove(d digest.Digest, locked func(dir string) error) error {
 	if err != nil {
 		return fmt.Errorf("remove layer: %w", err)
 	}
-	s.waitClosed(d)
 	leave, err := s.door.enter()
 	if err != nil {
 		return fmt.Errorf("remove layer: %w", err)
@@ -133,7 +140,10 @@ func (s *Store) remove(d digest.Digest, locked func(dir string) error) error {
 
 func removePack(dir string) error {
 	pack := filepath.Join(dir, "pack")
-	f, err := os.OpenFile(pack, os.O_RDWR, 0)
+	f, err := os.OpenFile(pack, os.O_RDWR|oNoFollow, 0)
+	if errors.Is(err, syscall.ELOOP) { // what is not ours can go, whoever uses it
+		return os.Remove(pack)
+	}
 	if err == nil {
 		defer letGo(f)
 		if !tryAlone(f) {
@@ -147,73 +157,41 @@ func removePack(dir string) error {
 	return nil
 }
 
-// GC makes room until what is left takes at most limit bytes on disk, never at the cost of
-// what is in use: it evicts packs, the least recently used first, and then, unless limit
-// is 0, removes indexes, which are a hundredth of them and worth more. It also removes what
-// dead processes left, and returns the bytes freed.
+// GC makes room until the directory takes at most limit bytes on disk: it evicts regions
+// of packs, the least recently used first and those of pinned layers last, then indexes, which are a hundredth
+// of them and worth more. With a limit of 0 it evicts all packs that nobody uses, and
+// keeps the indexes and what is in use. It also removes what dead processes left, and returns the bytes freed.
 func (s *Store) GC(limit int64) (freed int64, err error) {
-	freed, err = s.sweep()
-	if err != nil {
-		return freed, fmt.Errorf("collect cache: %w", err)
-	}
-	list, err := s.Usage()
-	if err != nil {
-		return freed, fmt.Errorf("collect cache: %w", err)
-	}
-	slices.SortStableFunc(list, func(a, b Usage) int { return cmp.Or(a.Used.Compare(b.Used), cmp.Compare(a.Digest, b.Digest)) })
-	var total int64
-	for _, u := range list {
-		total += u.OnDisk
-	}
-	before := total
-	drops := []func(digest.Digest) error{s.Evict, s.Remove}
-	if limit == 0 {
-		drops = drops[:1]
-	}
-	for _, drop := range drops {
-		for i := range list {
-			if total <= limit {
-				break
-			}
-			if err := s.drop(&list[i], drop, &total); err != nil {
-				return freed + before - total, fmt.Errorf("collect cache: %w", err)
-			}
+	before := s.total()
+	if limit > 0 {
+		left, err := s.keepBelow(limit, limit)
+		if err != nil {
+			return before - left, fmt.Errorf("collect cache: %w", err)
 		}
 	}
-	return freed + before - total, nil
+	if _, err := s.sweep(); err != nil {
+		return before - s.total(), fmt.Errorf("collect cache: %w", err)
+	}
+	if limit == 0 {
+		err = s.evictUnused()
+	}
+	return before - s.total(), err
 }
 
-// drop makes room by one layer, unless it is in use, and takes what it freed from total.
-func (s *Store) drop(u *Usage, drop func(digest.Digest) error, total *int64) error {
-	if u.InUse {
-		return nil
-	}
-	err := drop(u.Digest)
-	if err != nil && !errors.Is(err, ErrInUse) {
-		return err
-	}
-	dir, err := s.layerDir(u.Digest)
+func (s *Store) evictUnused() error {
+	list, err := s.Usage()
 	if err != nil {
-		return err
+		return fmt.Errorf("collect cache: %w", err)
 	}
-	now := s.usageOf(u.Digest, dir).OnDisk
-	*total -= u.OnDisk - now
-	u.OnDisk = now
+	for _, u := range list {
+		if u.InUse {
+			continue
+		}
+		if err := s.Evict(u.Digest); err != nil && !errors.Is(err, ErrInUse) {
+			return fmt.Errorf("collect cache: %w", err)
+		}
+	}
 	return nil
-}
-
-// limit keeps the store within Options.MaxBytes.
-func (s *Store) limit() {
-	if s.max <= 0 {
-		return
-	}
-	freed, err := s.GC(s.max)
-	if err != nil {
-		s.log.Warn("limit cache", "err", err)
-	}
-	if freed > 0 {
-		s.log.Info("cache limited", "freed", freed, "max", s.max)
-	}
 }
 
 // sweep removes temporary files and lock files that no living process has locked, and
@@ -238,7 +216,10 @@ func (s *Store) sweep() (freed int64, err error) {
 }
 
 func sweepFile(path string) int64 {
-	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	f, err := os.OpenFile(path, os.O_RDWR|oNoFollow, 0)
+	if errors.Is(err, syscall.ELOOP) {
+		_ = os.Remove(path) // not ours
+	}
 	if err != nil {
 		return 0
 	}

@@ -212,11 +212,23 @@ func (op *opening) layer(t *tree, pack *cache.Pack, z *lazy) *Layer {
 	return &Layer{digest: op.desc.Digest, tree: t, pack: pack, lazy: z, src: op.src, why: op.why, kind: "tar"}
 }
 
+// errNoParts says that units were left out of a pack of which nothing can be fetched by itself.
+var errNoParts = errors.New("the layer cannot be cut into sections")
+
 // whole reads the blob from its first byte to its last.
 func (op *opening) whole(ctx context.Context) (*Layer, error) {
 	if err := op.findDiffID(ctx); err != nil {
 		return nil, err
 	}
+	l, err := op.readWhole(ctx, true)
+	if errors.Is(err, errNoParts) { // the blob was made for it, or by something very odd
+		l, err = op.readWhole(ctx, false)
+	}
+	return l, err
+}
+
+// readWhole is whole; parts allows that units for which there is no room are left out.
+func (op *opening) readWhole(ctx context.Context, parts bool) (*Layer, error) {
 	w, err := op.store.Create(op.desc.Digest)
 	if err != nil {
 		return nil, err
@@ -226,7 +238,7 @@ func (op *opening) whole(ctx context.Context) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	st.progress, st.limits = op.report, op.o.Limits
+	st.progress, st.limits, st.parts = op.report, op.o.Limits, parts
 	op.report("fetching", 0)
 	t, err := st.run(ctx)
 	if err == nil || errors.Is(err, ErrDigest) {
@@ -240,22 +252,33 @@ func (op *opening) whole(ctx context.Context) (*Layer, error) {
 		return nil, err
 	}
 	op.report("index", op.desc.Size)
-	written, err := w.Commit(x.encode())
+	pack, z, err := op.commit(w, x)
 	if err != nil {
 		return nil, err
-	}
-	pack, z := written, (*lazy)(nil)
-	if len(x.sections) > 0 {
-		if pack, z, err = op.openPack(x); err != nil { // with a way to mend what the disk damages
-			return nil, errors.Join(err, written.Close())
-		}
-		if err := written.Close(); err != nil {
-			return nil, errors.Join(err, pack.Close())
-		}
 	}
 	if op.why == "" {
 		op.why = "no index: the layer was read whole"
 	}
 	op.report("ready", op.desc.Size)
 	return op.layer(t, pack, z), nil
+}
+
+// commit publishes what was read whole. With sections the pack is then opened as one that is filled
+// lazily, so that what was left out, evicted or damaged is fetched again; the disk need not have taken it.
+func (op *opening) commit(w *cache.Writer, x *index) (*cache.Pack, *lazy, error) {
+	parts := len(x.sections) > 0
+	if !parts && w.Lost() {
+		return nil, nil, errNoParts
+	}
+	w.MayLose(parts)
+	written, err := w.Commit(x.encode())
+	if !parts || err != nil && !cache.Refused(err) {
+		return written, nil, err
+	}
+	if err != nil {
+		op.log.Warn("save layer", "layer", op.desc.Digest, "err", err)
+	} else {
+		defer written.Close()
+	}
+	return op.openPack(x)
 }

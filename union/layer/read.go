@@ -138,18 +138,17 @@ func (l *Layer) readPack(ctx context.Context, p []byte, at int64) error {
 	if l.lazy != nil {
 		fill = l.lazy.fill
 	}
-	err := l.pack.Ensure(ctx, at, int64(len(p)), fill)
+	n, err := l.pack.Read(ctx, p, at, fill)
 	if errors.Is(err, cache.ErrCorrupt) {
 		return fmt.Errorf("%w: %w", ErrDigest, err)
 	}
-	if err != nil {
-		return err
-	}
-	n, err := l.pack.ReadAt(p, at)
 	if n == len(p) {
 		return nil
 	}
-	return errors.Join(err, io.ErrUnexpectedEOF)
+	if err == nil || errors.Is(err, io.EOF) { // the tree says that the pack is longer
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // Status says how the layer is read and what it has cost so far.

@@ -20,15 +20,18 @@ type compression struct {
 	// ratio is how many bytes one compressed byte can become at most: more is a
 	// forgery. DEFLATE codes 258 bytes in 2 bits (1032:1), zstd a block of 128 KiB in 4 bytes.
 	ratio int64
+	// parts: begin is called often, whoever made the stream, but for forgeries. A zstd stream may
+	// be one frame, which nothing can be fetched of.
+	parts bool
 }
 
 // sniffLen is what match and isErofs need to see.
 const sniffLen = erofsOff + 4
 
 var compressions = []compression{
-	{name: "gzip", match: isGzip, open: gunzip, resume: resumeGzip, ratio: 1032},
+	{name: "gzip", match: isGzip, open: gunzip, resume: resumeGzip, ratio: 1032, parts: true},
 	{name: "zstd", match: isZstd, open: unzstd, resume: resumeZstd, ratio: 1 << 15},
-	{name: "tar", match: isTar, open: untar, resume: resumeTar, ratio: 1},
+	{name: "tar", match: isTar, open: untar, resume: resumeTar, ratio: 1, parts: true},
 }
 
 func isGzip(b []byte) bool { return bytes.HasPrefix(b, []byte{0x1f, 0x8b, 8}) }

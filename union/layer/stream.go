@@ -40,6 +40,7 @@ type stream struct {
 	size int64 // of the tar
 
 	limits                   Limits
+	parts                    bool // the pack may have gaps, if the coding allows it
 	survey                   *survey
 	coding                   *compression // once decode knows
 	fetched, decoded, stored *line
@@ -215,6 +216,7 @@ func (s *stream) decodeAll(ctx context.Context, in *tarStream) error {
 		return err
 	}
 	s.coding = c
+	s.out.MayLose(s.parts && c.parts)
 	r, err := c.open(in, s.survey.begin)
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrFormat, c.name, err)
