@@ -281,6 +281,7 @@ func (c *content) keep(i int, b []byte) {
 	var err error
 	if c.dir != "" {
 		err = c.s.room(int64(len(b))) // holding no lock: it may evict
+		defer c.s.wrote(int64(len(b)))
 		r := c.regionOf(i)
 		c.hold(r)
 		defer c.release(r)

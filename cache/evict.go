@@ -28,6 +28,8 @@ var errNoRoom = errors.New("the cache is full of what is in use")
 // A budget is what a store may write before it looks how full the directory is.
 type budget struct {
 	left atomic.Int64
+	// pending is what has its room but is not written yet: no look can see it.
+	pending atomic.Int64
 
 	mu    sync.Mutex
 	until time.Time // protected by mu; before that there is no use in looking again
@@ -40,30 +42,48 @@ func (s *Store) slice() int64 { return max(s.max/64, 64<<10) }
 const fullPause = 200 * time.Millisecond
 
 // room makes room for n bytes; errNoRoom says that there is none. The caller holds no
-// lock but its own files'.
+// lock but its own files', and calls wrote afterwards, whatever comes of it.
 func (s *Store) room(n int64) error {
-	if s.max <= 0 || s.budget.left.Add(-n) >= 0 {
+	if s.max <= 0 {
 		return nil
 	}
+	s.budget.pending.Add(n)
+	if s.budget.left.Add(-n) >= 0 {
+		return nil
+	}
+	return s.look(n)
+}
+
+// wrote says that n bytes that asked for room are written, or will not be.
+func (s *Store) wrote(n int64) {
+	if s.max > 0 {
+		s.budget.pending.Add(-n)
+	}
+}
+
+// look makes a new allowance. n bytes of pending are what it is for.
+func (s *Store) look(n int64) error {
 	b := &s.budget
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.left.Load() >= 0 {
+	if b.left.Load() > 0 && b.left.Add(-n) >= 0 {
 		return nil // somebody has looked meanwhile
 	}
 	if time.Now().Before(b.until) {
 		return errNoRoom
 	}
+	pending := b.pending.Load()
 	high := s.max - 2*s.slice()
-	total, err := s.keepBelow(high-n, s.max-s.max/8-n)
+	total, err := s.keepBelow(high-pending, s.max-s.max/8-pending)
 	if err != nil {
 		s.log.Warn("limit cache", "err", err)
 	}
-	if total+n > s.max {
+	left := s.max - total - pending
+	if left < 0 {
 		b.until = time.Now().Add(fullPause)
 		return errNoRoom
 	}
-	b.left.Store(max((high-total)/8, s.slice()))
+	b.left.Store(min(max((high-total-pending)/8, s.slice()), left))
 	return nil
 }
 
@@ -73,6 +93,7 @@ func (s *Store) makeRoom(n int64) {
 	if err := s.room(n); err != nil {
 		s.log.Debug("limit cache", "bytes", n, "err", err)
 	}
+	s.wrote(n)
 }
 
 // keepBelow evicts down to low bytes if there are more than high, and returns how many are left.

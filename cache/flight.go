@@ -15,7 +15,7 @@ type flight struct {
 
 var errLeftOut = errors.New("fill returned without the unit")
 
-// maxRounds is how often ensure looks again: a unit may have been pushed out of memory
+// maxRounds is how often ensure looks again: a unit may have been evicted, or pushed out of memory,
 // while it waited for another.
 const maxRounds = 4
 
@@ -31,6 +31,9 @@ func (c *content) ensure(ctx context.Context, first, last int, fill Fill) error 
 		}
 		if err := c.hopeless(missing[0], round, fill); err != nil {
 			return err
+		}
+		if round == patience {
+			defer c.holdSpan(c.start(first), c.ends[last]-c.start(first))()
 		}
 		flights, err := c.launch(missing, fill)
 		if err != nil {

@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(crashDir); dir != "" {
 		fillUntilKilled(dir)
 	}
+	if dir := os.Getenv(evictDir); dir != "" {
+		readUntilKilled(dir)
+	}
 	os.Exit(m.Run())
 }
 

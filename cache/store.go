@@ -150,6 +150,10 @@ func (s *Store) openComplete(d digest.Digest, dir string) (*content, error) {
 func (s *Store) load(d digest.Digest, dir string) (*content, error) {
 	path := filepath.Join(dir, "pack")
 	f, err := s.disk.open(path)
+	if errors.Is(err, syscall.ELOOP) {
+		s.log.Warn("pack dropped", "layer", d, "err", err)
+		return nil, errors.Join(fs.ErrNotExist, os.Remove(path))
+	}
 	if err != nil {
 		return nil, err
 	}

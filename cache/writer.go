@@ -130,6 +130,7 @@ func (w *Writer) flush(b []byte) {
 // unit appends a unit.
 func (w *Writer) unit(b []byte) {
 	lost := !w.mayWrite(int64(len(b)))
+	defer w.s.wrote(int64(len(b)))
 	if !lost {
 		err := w.writeData(b)
 		if lost = err != nil && w.parts && Refused(err); !lost {
