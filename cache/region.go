@@ -142,9 +142,13 @@ func (c *content) holdSpan(off, n int64) (release func()) {
 	}
 }
 
-// gensOf reads the generations of regions first … last from the file.
+// words are buffers for generations: those of a read of 1 MiB are few.
+var words = sync.Pool{New: func() any { return new([64]byte) }}
+
+// gensOf appends the generations of regions first … last, as they stand in the file.
 func (c *content) gensOf(first, last int, gens []uint64) ([]uint64, error) {
-	var few [8 * 4]byte
+	few := words.Get().(*[64]byte)
+	defer words.Put(few)
 	b := few[:]
 	if n := 8 * (last - first + 1); n > len(b) {
 		b = make([]byte, n)
