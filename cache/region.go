@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -19,12 +20,12 @@ import (
 //
 // A pack is evicted by regions, of packs that are in use too, by any process. Nobody may
 // take for content the zeros that are left. Region r is the units that begin in bytes
-// r*regionSize … (r+1)*regionSize-1. Its generation, a number in the file, changes whenever it is evicted.
+// r*regionSize … (r+1)*regionSize-1. Its generation, a random number in the file, changes whenever it is evicted.
 //
 // Who evicts has the region alone (a lock on one byte of the file, see lockByte), and
 //
 //  1. clears the entries of its units in the map,
-//  2. counts up the generation in the file,
+//  2. makes a new generation in the file,
 //  3. forgets what this process knows of its units, then takes over the generation,
 //  4. punches the hole, and sets the time of use to 0.
 //
@@ -242,47 +243,62 @@ func (c *content) reloadClean() error {
 // evict frees a region, and reports whether it did: a region that somebody fills, or
 // holds, stays.
 func (c *content) evict(r int) (done bool, err error) {
+	return c.anew(r, func() error { return c.clearRegion(r) }, func() error { return c.punch(r) })
+}
+
+// anew begins a generation of a region, in four steps: clear is the first, last the fourth (nil: none, and then fills
+// may go on meanwhile). It reports whether it could have the region.
+func (c *content) anew(r int, clear, last func() error) (done bool, err error) {
 	g := &c.regions[r]
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.holds > 0 {
+	if g.holds > 0 && last != nil {
 		return false, nil
 	}
-	err = c.lockRegion(r, unix.F_WRLCK, false)
+	if g.holds == 0 {
+		kind := int16(unix.F_WRLCK)
+		if last == nil {
+			kind = unix.F_RDLCK // only evictions must not be at it
+		}
+		err = c.lockRegion(r, kind, last == nil)
+		defer func() { _ = c.lockRegion(r, unix.F_UNLCK, false) }() // what was locked can be unlocked
+	}
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 		return false, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("lock region: %w", err)
 	}
-	defer func() { _ = c.lockRegion(r, unix.F_UNLCK, false) }() // what was locked can be unlocked
-	gens, err := c.gensOf(r, r, nil)
-	if err != nil {
-		return false, err
-	}
 	if err := c.reloadClean(); err != nil { // or a header that is clean would stay
 		return false, err
 	}
-	gen := gens[0] + 1
-	if err := c.change(func() error { return c.clearRegion(r, gen) }); err != nil {
+	gen := rand.Uint64()
+	err = c.change(func() error {
+		if err := clear(); err != nil {
+			return err
+		}
+		return c.writeWord(c.genOff, r, gen)
+	})
+	if err != nil {
 		return false, fmt.Errorf("clear region: %w", err)
 	}
 	c.forget(r)
 	g.gen.Store(gen)
-	return true, c.change(func() error { return c.punch(r) })
+	if last == nil {
+		return true, nil
+	}
+	return true, c.change(last)
 }
 
-// clearRegion does steps 1 and 2.
-func (c *content) clearRegion(r int, gen uint64) error {
+// clearRegion does step 1.
+func (c *content) clearRegion(r int) error {
 	first, last := c.unitsOf(r)
 	m := make([]byte, (last-first+1)*entrySize)
 	for i := first; i <= last; i++ {
 		putEntry(m[(i-first)*entrySize:], i, c.ends[i], 0, false)
 	}
-	if _, err := c.f.WriteAt(m, c.entryOff(first)); err != nil {
-		return err
-	}
-	return c.writeWord(c.genOff, r, gen)
+	_, err := c.f.WriteAt(m, c.entryOff(first))
+	return err
 }
 
 // punch does step 4.

@@ -178,10 +178,10 @@ func TestKilledEviction(t *testing.T) {
 			}
 			return nil
 		},
-		func(c *content, r int) error { return c.clearRegion(r, 7) },
+		func(c *content, r int) error { return errors.Join(c.clearRegion(r), c.writeWord(c.genOff, r, 7)) },
 		func(c *content, r int) error {
 			first, last := c.unitsOf(r)
-			return errors.Join(c.clearRegion(r, 9), punchHole(c.f, c.start(first), c.ends[last]-c.start(first)))
+			return errors.Join(c.clearRegion(r), c.writeWord(c.genOff, r, 9), punchHole(c.f, c.start(first), c.ends[last]-c.start(first)))
 		},
 	}
 	for k, step := range steps {
