@@ -155,7 +155,7 @@ func (w *Writer) mayWrite(n int64) bool {
 	}
 	if !w.warned {
 		w.warned = true
-		w.s.log.Warn("no room in the cache for all of a layer", "layer", w.d, "max", w.s.max, "left_out", w.parts)
+		w.s.log.Info("no room in the cache for all of a layer", "layer", w.d, "max", w.s.max, "left_out", w.parts)
 	}
 	return !w.parts
 }

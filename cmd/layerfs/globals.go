@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/dustin/go-humanize"
 	"github.com/layerfs/layerfs/cache"
 	"github.com/layerfs/layerfs/registry"
 	"github.com/spf13/pflag"
@@ -25,7 +24,7 @@ type globals struct {
 
 func (g *globals) declare(f *pflag.FlagSet) {
 	f.StringVar(&g.root, "root", g.root, "state and cache (default /var/lib/layerfs for root, $XDG_DATA_HOME/layerfs otherwise)")
-	f.StringVar(&g.cacheSize, "cache-size", g.cacheSize, "keep the cache below this size: 20GB, 512MiB (default: no limit)")
+	f.StringVar(&g.cacheSize, "cache-size", g.cacheSize, "keep the cache below this size on disk: 20GB, 512MiB, none (default: 10 % of its file system)")
 	f.StringVar(&g.platform, "platform", g.platform, "OS/ARCH[/VARIANT] to take of a multi-platform image")
 	f.BoolVar(&g.offline, "offline", g.offline, "ask no registry; use what the cache holds")
 	f.BoolVar(&g.plainHTTP, "plain-http", g.plainHTTP, "allow http for every registry, not for loopback alone")
@@ -93,14 +92,15 @@ func (e *env) newLog(w io.Writer, level slog.Level) (*slog.Logger, error) {
 }
 
 func (e *env) openStore() (*cache.Store, error) {
-	var limit uint64
-	if e.cacheSize != "" {
-		var err error
-		if limit, err = humanize.ParseBytes(e.cacheSize); err != nil {
-			return nil, usageError("--cache-size " + e.cacheSize + ": want a size such as 20GB")
-		}
+	limit, err := e.cacheLimit()
+	if err != nil {
+		return nil, err
 	}
-	s, err := cache.Open(filepath.Join(e.root, "cache"), cache.Options{MaxBytes: int64(limit), Logger: e.log})
+	dir := filepath.Join(e.root, "cache")
+	if err := checkOwner(dir); err != nil {
+		return nil, fmt.Errorf("open the cache: %w", err)
+	}
+	s, err := cache.Open(dir, cache.Options{MaxBytes: limit, Logger: e.log})
 	if err != nil {
 		return nil, fmt.Errorf("open the cache: %w; choose another directory with --root", err)
 	}

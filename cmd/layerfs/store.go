@@ -19,7 +19,9 @@ import (
 
 var pullCommand = command{
 	name: "pull", args: "IMAGE", short: "Fetch all of an image into the cache",
-	long: `Afterwards --offline works: nothing of the image has to be fetched any more.`,
+	long: `
+Afterwards --offline works: nothing of the image has to be fetched any more. Its layers are
+the last to leave the cache when --cache-size wants room; "layerfs cache rm" ends that.`,
 	setup: func(*pflag.FlagSet) runFunc {
 		return func(ctx context.Context, e *env, args []string) error {
 			if err := wantArgs("pull IMAGE", args, 1, 1); err != nil {
@@ -27,7 +29,7 @@ var pullCommand = command{
 			}
 			e.waitRegistry = defaultWait
 			return e.withImage(ctx, args[0], func(im *image) error {
-				if err := im.fetchAll(ctx, runtime.GOMAXPROCS(0)*2); err != nil {
+				if err := e.pullAll(ctx, im, runtime.GOMAXPROCS(0)*2); err != nil {
 					return err
 				}
 				_, err := fmt.Fprintln(e.stdout, im.Name)
@@ -50,15 +52,22 @@ func (im *image) fetchAll(ctx context.Context, atOnce int) error {
 }
 
 var cacheCommand = command{
-	name: "cache", args: "[du|ls|rm|gc] …", short: "Look at and clear what is kept on this machine",
+	name: "cache", args: "[du|ls|rm|gc|verify] …", short: "Look at and clear what is kept on this machine",
 	long: `
 du          how much the layers take in all (the default)
 ls          each layer: size, on disk, whole or in part, in use, last used
 rm IMAGE…   remove the layers and the access profiles of images; sha256:… removes one layer
-gc          remove content that was not used for longest until --cache-size is met (without it: all that is not in use)
+gc          evict what was used least recently until --cache-size is met (without it: all that is not in use)
+verify      read everything and hold it against its checksums; what is damaged is dropped, so that
+            it is fetched again, and the exit code is 6
 
-What a mount uses is never removed. gc keeps the indexes of layers, which are small and
-spare the next mount from reading a layer to the end, and the access profiles.`,
+Mounts keep the cache below --cache-size by themselves, the size of everything in the directory, indexes and
+temporary files included. They evict pieces of about 1 MiB, the least recently used first, also of layers that
+are in use: who reads such a piece again fetches it again. Of mounts with different
+sizes the smallest counts, when it writes. A layer that cannot be fetched in parts (a zstd stream of one
+frame) goes as a whole, when nobody uses it; what was pulled goes last. If nothing can go, what is read is
+kept in memory for a moment. gc and the mounts keep the indexes of layers as long as they can: they are small and spare the
+next mount from reading a layer to the end. gc keeps the access profiles.`,
 	setup: func(flags *pflag.FlagSet) runFunc {
 		asJSON := flags.Bool("json", false, "one JSON document")
 		bytes := flags.Bool("bytes", false, "exact sizes")
@@ -79,10 +88,12 @@ spare the next mount from reading a layer to the end, and the access profiles.`,
 				return e.cacheList(store, *asJSON, *bytes)
 			case what == "gc" && len(args) == 0:
 				return e.cacheGC(store, *bytes)
+			case what == "verify" && len(args) == 0:
+				return e.cacheVerify(ctx, store, *asJSON, *bytes)
 			case what == "rm" && len(args) > 0:
 				return e.cacheRemove(ctx, store, args)
 			}
-			return usageError("usage: layerfs cache [du|ls|rm IMAGE…|gc]")
+			return usageError("usage: layerfs cache [du|ls|rm IMAGE…|gc|verify]")
 		}
 	},
 }
@@ -142,14 +153,14 @@ func (e *env) cacheList(s *cache.Store, asJSON, exact bool) error {
 }
 
 func (e *env) cacheGC(s *cache.Store, exact bool) error {
-	var limit uint64
+	var limit int64
 	if e.cacheSize != "" {
 		var err error
-		if limit, err = humanize.ParseBytes(e.cacheSize); err != nil {
-			return usageError("--cache-size " + e.cacheSize + ": want a size such as 20GB")
+		if limit, err = e.cacheLimit(); err != nil {
+			return err
 		}
 	}
-	freed, err := s.GC(int64(limit))
+	freed, err := s.GC(limit)
 	if err != nil {
 		return err
 	}

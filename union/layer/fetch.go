@@ -198,10 +198,11 @@ func (l *Layer) FetchRun(ctx context.Context, r Range) error {
 	return nil
 }
 
-// Present tells how many bytes of a layer's content are in the cache, of how many.
+// Present tells how many bytes of a layer's content are in the cache now, of how many.
 func (l *Layer) Present() (have, total int64) {
 	if l.dir != nil {
 		return l.dir.size, l.dir.size
 	}
+	l.pack.Refresh()
 	return l.pack.Present(), l.pack.Size()
 }
