@@ -314,7 +314,8 @@ func lastLine(s string) string {
 	return l[len(l)-1]
 }
 
-// TestFullDisk: the cache's disk is full. A mount that needs it fails with a clear line; one that is there keeps reading.
+// TestFullDisk: the cache's disk is full. Lazy layers are read without it, and so are layers that have to be read whole
+// once; one that cannot be had in parts fails with a clear line.
 func TestFullDisk(t *testing.T) {
 	needMount(t)
 	s := sampleRegistry(t)
@@ -333,15 +334,18 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("read %d bytes of a lazy file over a full disk", len(b))
 	}
 	h.run("umount", dir)
-	im := sampleImage(t)
-	var blob bytes.Buffer
-	enc, err := layer.Encode(context.Background(), &blob, bytes.NewReader(layertest.Tar("random big 8MiB")), layer.Compression{Algorithm: "gzip"})
-	if err != nil {
-		t.Fatal(err)
+	const text = "random big 8MiB"
+	for _, form := range []string{"gzip", "zstd"} {
+		im := sampleImage(t)
+		im.Layers = append(im.Layers, encoded(t, text, form))
+		s.PushImage(form+":latest", im)
 	}
-	im.Layers = append(im.Layers, registrytest.Layer{Blob: blob.Bytes(), Desc: enc.Descriptor, DiffID: enc.DiffID})
-	s.PushImage("big:latest", im)
-	r := h.try("mount", s.Host()+"/big", t.TempDir())
+	dir = h.mount(s.Host() + "/gzip")
+	if got := readFile(t, dir+"/big"); got != string(firstFile(t, text, "big")) {
+		t.Errorf("read %d bytes of a layer without an index over a full disk", len(got))
+	}
+	h.run("umount", dir)
+	r := h.try("mount", s.Host()+"/zstd", t.TempDir())
 	if r.code != 1 || !strings.Contains(r.stderr, "no space left") {
 		t.Errorf("exit %d: %s", r.code, r.stderr)
 	}

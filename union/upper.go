@@ -99,7 +99,8 @@ func OpenUpper(dir, work string, o UpperOptions) (*Upper, error) {
 
 func (u *Upper) open(dir, work string) (err error) {
 	if u.o.Create {
-		if err := errors.Join(os.MkdirAll(dir, 0o755), os.MkdirAll(work, 0o700)); err != nil {
+		// What leads to it is for its owner alone: it holds set-user-ID files of the image, writable by whom they say.
+		if err := errors.Join(os.MkdirAll(filepath.Dir(dir), 0o700), os.MkdirAll(dir, 0o755), os.MkdirAll(work, 0o700)); err != nil {
 			return err
 		}
 	}
