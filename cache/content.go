@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -10,7 +11,6 @@ import (
 	"sort"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -52,6 +52,8 @@ type content struct {
 	fills  sync.WaitGroup
 
 	refs int // protected by Store.mu
+	// sick: the disk failed to read the file; nothing of it is believed, or written to it, any more.
+	sick atomic.Bool
 	// wanted: somebody opened it to read, not only to evict.
 	wanted atomic.Bool
 
@@ -152,6 +154,9 @@ func (c *content) unitAt(off int64) int {
 func (c *content) there(i int) bool {
 	if c.is(i, checked) || c.over.has(i) {
 		return true
+	}
+	if c.sick.Load() {
+		return false
 	}
 	lock := c.stripe(i)
 	lock.Lock()
@@ -305,8 +310,8 @@ func (c *content) keep(i int, b []byte) {
 }
 
 func (c *content) write(i int, b []byte) error {
-	if c.dir == "" {
-		return syscall.ENOSPC // there was no room even for the map
+	if c.dir == "" || c.sick.Load() {
+		return errNoFile
 	}
 	r, t := c.regionOf(i), now()
 	if err := c.writeWord(c.usedOff, r, uint64(t)); err != nil {
@@ -355,23 +360,44 @@ func (c *content) readThere(b []byte, off int64) (n int, err error) {
 	for r := from; r <= to; r++ {
 		seen = append(seen, c.regions[r].gen.Load())
 	}
+	sick := c.sick.Load() // then all that readMixed finds is in memory
 	if c.over.used.Load() {
 		n, err = c.readMixed(b, off)
 	} else {
 		n, err = c.readDisk(b, off, first, last)
 	}
-	if err != nil {
-		return 0, err
-	}
-	same, err := c.sameGens(from, seen)
-	if err == nil && !same {
-		err = fmt.Errorf("read pack at %d: %w", off, errGone)
+	same := true
+	if err == nil && !sick {
+		same, err = c.sameGens(from, seen)
 	}
 	if err != nil {
-		return 0, err
+		return 0, c.unreadable(err)
 	}
-	c.use(from, to)
+	if !same {
+		return 0, fmt.Errorf("read pack at %d: %w", off, errGone)
+	}
+	if !sick {
+		c.use(from, to)
+	}
 	return n, nil
+}
+
+// unreadable makes an error of the disk one of a pack that can be fetched again: from now on
+// its units are kept in memory.
+func (c *content) unreadable(err error) error {
+	c.mu.Lock()
+	units := c.units
+	c.mu.Unlock()
+	if units == nil || errors.Is(err, errGone) {
+		return err
+	}
+	if !c.sick.Swap(true) {
+		c.s.log.Warn("read pack; kept in memory", "layer", c.d, "err", err)
+		for r := range c.regions {
+			c.forget(r)
+		}
+	}
+	return fmt.Errorf("%w: %w", errGone, err)
 }
 
 func (c *content) readDisk(b []byte, off int64, first, last int) (n int, err error) {

@@ -22,8 +22,12 @@ import (
 // could leave wrong; the error is the allowances of the other processes that write, each at
 // most a 64th of the bound when it is near.
 
-// errNoRoom is what the disk's ENOSPC is: units stay in memory.
-var errNoRoom = errors.New("the cache is full of what is in use")
+var (
+	// errNoRoom is what the disk's ENOSPC is: units stay in memory.
+	errNoRoom = errors.New("the cache is full of what is in use")
+	// errNoFile says that a pack has no file, or one that cannot be read.
+	errNoFile = errors.New("the disk did not take the pack, or cannot read it")
+)
 
 // A budget is what a store may write before it looks how full the directory is.
 type budget struct {
@@ -396,7 +400,7 @@ func (s *Store) Pin(d digest.Digest) error {
 // Refused reports that the disk, or the bound, keeps something from being written, which
 // must not keep anybody from reading.
 func Refused(err error) bool {
-	for _, e := range []error{errNoRoom, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.EFBIG} {
+	for _, e := range []error{errNoRoom, errNoFile, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.EFBIG} {
 		if errors.Is(err, e) {
 			return true
 		}

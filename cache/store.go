@@ -116,6 +116,9 @@ func (s *Store) loadLazy(d digest.Digest, dir string, layout [sha256.Size]byte, 
 	if err == nil {
 		s.log.Info("pack with other units replaced", "layer", d)
 		c.discard()
+	} else if Refused(err) {
+		s.log.Warn("open pack; kept in memory", "layer", d, "err", err)
+		return s.makeMemory(d, header{layout: layout}, ends)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -210,20 +213,13 @@ func loadHeader(f file) (header, error) {
 }
 
 // makeLazy makes an empty pack. System calls: openat(tmp) flock ftruncate pwrite rename;
-// fsync comes when the pack is settled. A disk without room for the map gives a pack in
-// memory, whose units never leave the overlay. It needs the door.
+// fsync comes when the pack is settled. It needs the door.
 func (s *Store) makeLazy(d digest.Digest, dir string, h header, ends []int64) (*content, error) {
-	if len(ends) > 0 {
-		h.size = ends[len(ends)-1]
-	}
-	h.units, h.boot = int64(len(ends)), s.boot
-	m, sum := encodeEnds(ends)
-	h.ends = sum
+	m := s.encodeMap(&h, ends)
 	f, err := s.makeFile(dir, h, m)
 	if Refused(err) {
 		s.log.Warn("make pack; kept in memory", "layer", d, "err", err)
-		f, err = memoryFile(h, m)
-		dir = ""
+		return s.makeMemory(d, h, ends)
 	}
 	if err != nil {
 		return nil, err
@@ -231,6 +227,26 @@ func (s *Store) makeLazy(d digest.Digest, dir string, h header, ends []int64) (*
 	c := newContent(s, d, f, h, ends, m, nil)
 	c.dir = dir
 	return c, nil
+}
+
+// makeMemory makes a pack for a disk without room for the map: its units never leave the overlay.
+func (s *Store) makeMemory(d digest.Digest, h header, ends []int64) (*content, error) {
+	m := s.encodeMap(&h, ends)
+	f, err := memoryFile(h, m)
+	if err != nil {
+		return nil, err
+	}
+	return newContent(s, d, f, h, ends, m, nil), nil
+}
+
+// encodeMap makes the map and the header of an empty pack.
+func (s *Store) encodeMap(h *header, ends []int64) (m []byte) {
+	if len(ends) > 0 {
+		h.size = ends[len(ends)-1]
+	}
+	h.units, h.boot = int64(len(ends)), s.boot
+	m, h.ends = encodeEnds(ends)
+	return m
 }
 
 func (s *Store) makeFile(dir string, h header, m []byte) (file, error) {
@@ -366,7 +382,7 @@ func (c *content) appeared(i int) bool {
 	if !c.is(i, unknown) {
 		return true
 	}
-	if _, there := c.entry(i); !there {
+	if _, there := c.entry(i); !there || c.sick.Load() {
 		return false
 	}
 	c.setState(i, marked)
