@@ -29,6 +29,8 @@ type content struct {
 	d    digest.Digest
 	f    file   // holds a shared flock
 	dir  string // of the layer; "" for a pack that is not in the store
+	// noFile is why it is not in the store.
+	noFile error
 	size int64
 	ends []int64 // where each unit ends
 
@@ -310,7 +312,10 @@ func (c *content) keep(i int, b []byte) {
 }
 
 func (c *content) write(i int, b []byte) error {
-	if c.dir == "" || c.sick.Load() {
+	if c.noFile != nil {
+		return c.noFile
+	}
+	if c.sick.Load() {
 		return errNoFile
 	}
 	r, t := c.regionOf(i), now()

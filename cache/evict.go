@@ -25,8 +25,8 @@ import (
 var (
 	// errNoRoom is what the disk's ENOSPC is: units stay in memory.
 	errNoRoom = errors.New("the cache is full of what is in use")
-	// errNoFile says that a pack has no file, or one that cannot be read.
-	errNoFile = errors.New("the disk did not take the pack, or cannot read it")
+	// errNoFile says that a pack has a file that cannot be read.
+	errNoFile = errors.New("the disk cannot read the pack")
 )
 
 // A budget is what a store may write before it looks how full the directory is.

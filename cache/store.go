@@ -118,7 +118,7 @@ func (s *Store) loadLazy(d digest.Digest, dir string, layout [sha256.Size]byte, 
 		c.discard()
 	} else if Refused(err) {
 		s.log.Warn("open pack; kept in memory", "layer", d, "err", err)
-		return s.makeMemory(d, header{layout: layout}, ends)
+		return s.makeMemory(d, header{layout: layout}, ends, err)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -219,7 +219,7 @@ func (s *Store) makeLazy(d digest.Digest, dir string, h header, ends []int64) (*
 	f, err := s.makeFile(dir, h, m)
 	if Refused(err) {
 		s.log.Warn("make pack; kept in memory", "layer", d, "err", err)
-		return s.makeMemory(d, h, ends)
+		return s.makeMemory(d, h, ends, err)
 	}
 	if err != nil {
 		return nil, err
@@ -229,14 +229,16 @@ func (s *Store) makeLazy(d digest.Digest, dir string, h header, ends []int64) (*
 	return c, nil
 }
 
-// makeMemory makes a pack for a disk without room for the map: its units never leave the overlay.
-func (s *Store) makeMemory(d digest.Digest, h header, ends []int64) (*content, error) {
+// makeMemory makes a pack for a disk that refuses the map: its units never leave the overlay.
+func (s *Store) makeMemory(d digest.Digest, h header, ends []int64, why error) (*content, error) {
 	m := s.encodeMap(&h, ends)
 	f, err := memoryFile(h, m)
 	if err != nil {
 		return nil, err
 	}
-	return newContent(s, d, f, h, ends, m, nil), nil
+	c := newContent(s, d, f, h, ends, m, nil)
+	c.noFile = why
+	return c, nil
 }
 
 // encodeMap makes the map and the header of an empty pack.
