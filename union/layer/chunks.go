@@ -72,10 +72,10 @@ func (c *chunks) read(body io.Reader, first, last int, put putUnit) error {
 		}
 		b, err := m.chunk(&c.list[i])
 		if err != nil {
-			return fmt.Errorf("%w: chunk at %d: %w", ErrDigest, c.list[i].off, err)
+			return fmt.Errorf("%w: chunk sha256:%x at %d of the blob: %w", ErrDigest, c.list[i].sum, c.list[i].off, err)
 		}
 		if err := put(i, b); err != nil {
-			return err
+			return fmt.Errorf("chunk at %d of the blob: %w", c.list[i].off, err)
 		}
 	}
 	return nil

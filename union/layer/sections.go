@@ -116,8 +116,8 @@ var errSum = errors.New("they are not those of the index")
 
 // decode verifies section i, which is in d, and puts the units that come out of it.
 func (s *sections) decode(d *sectionDecoder, i int, put putUnit) error {
-	if sha256.Sum256(d.packed) != s.list[i].sum {
-		return errSum
+	if sum := sha256.Sum256(d.packed); sum != s.list[i].sum {
+		return fmt.Errorf("%w: sha256:%x, not sha256:%x", errSum, sum, s.list[i].sum)
 	}
 	r, err := s.coding.resume(d, &s.list[i])
 	if err != nil {
