@@ -11,11 +11,15 @@
 // # On disk
 //
 //	DIR/lock                        the door: flock'ed for the moment files appear or disappear
-//	DIR/layers/<alg>/<hex>/pack     data, map, header (format.go); a shared flock says "in use"
+//	DIR/layers/<alg>/<hex>/pack     data, map, regions, header (format.go); a shared flock says "in use"
 //	DIR/layers/<alg>/<hex>/index    sealed bytes (seal.go)
+//	DIR/layers/<alg>/<hex>/pinned   empty: the layer is evicted last
 //	DIR/records/<sha256 of name>    sealed bytes
 //	DIR/locks/<alg>-<hex>           what [Store.Lock] locks
 //	DIR/tmp/*                       files not published yet, each with a shared flock of its writer
+//	DIR/evict                       flock'ed by who makes room
+//
+// Nothing in it is reached through a symbolic link. Who opens the store must have made sure that the directory is his own.
 //
 // The modification time of a layer's directory is the time it was last used.
 //
@@ -30,11 +34,17 @@
 // therefore holds the boot id and is marked clean only after an fsync, and a
 // pack of another boot that is not clean is thrown away.
 //
+// # Size
+//
+// Who writes keeps the directory below [Options.MaxBytes]: evict.go says how. Packs are evicted
+// by regions of 1 MiB, while others read them: region.go has the protocol.
+//
 // # Locks
 //
-// In a process: the door; a stripe of a content; content.writing; content.mu. Store.mu and
-// overlay.mu are held alone. Between processes: the door, then a pack's flock, which is
-// taken exclusively only behind the door. No lock is held while a [Fill] runs.
+// In a process: budget.mu; the door; region.mu; a stripe of a content; content.writing;
+// content.mu. Store.mu and overlay.mu are held alone. Between processes: the file evict; the door; then a pack's flock, which is
+// taken exclusively only behind the door, or the byte of a region. No lock is held while a [Fill] runs, but for
+// a region that a reader holds whose bytes were evicted twice: it is only kept from evictions.
 package cache
 
 import (

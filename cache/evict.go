@@ -171,7 +171,6 @@ type eviction struct {
 	s            *Store
 	limit, total int64
 	open         map[digest.Digest]*content // those it has opened
-	err          error                      // the last one was logged
 }
 
 func (e *eviction) run() {

@@ -277,8 +277,8 @@ func (op *opening) commit(w *cache.Writer, x *index) (*cache.Pack, *lazy, error)
 	}
 	if err != nil {
 		op.log.Warn("save layer", "layer", op.desc.Digest, "err", err)
-	} else {
-		defer written.Close()
+		return op.openPack(x)
 	}
-	return op.openPack(x)
+	pack, z, err := op.openPack(x)
+	return pack, z, errors.Join(err, written.Close())
 }
