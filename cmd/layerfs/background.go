@@ -140,6 +140,7 @@ func (e *env) serveBackground(ctx context.Context, p *mountPlan) error {
 		remark: func(text string) { _ = t.tell(news{Remark: text}) },
 		ready:  func() error { return errors.Join(t.tell(news{Ready: true}), pipe.Close()) },
 	})
+	e.log.Info("the server ends", "mountpoint", p.dir, "peak_memory", peakMemory())
 	if err != nil {
 		e.log.Error("serve", "mountpoint", p.dir, "err", err)
 		_ = t.tell(news{Error: message(err), Code: exitCode(err)})

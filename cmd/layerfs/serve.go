@@ -64,11 +64,18 @@ type server struct {
 	profile union.Profile // what earlier mounts read
 }
 
+// aim is the memory of a server above which the garbage collector works harder: what is
+// live may be more, but an index of a million chunks is no reason to have twice its size.
+const aim = 200 << 20
+
 // serve opens the image, mounts it, and returns when it is unmounted. ctx ends it too.
 func (e *env) serve(ctx context.Context, p *mountPlan, l *legacy, ev *serverEvents) (err error) {
 	unix.Umask(0) // modes come from the kernel as they are to be
 	if e.getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // a server lives long and allocates little
+	}
+	if e.getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(aim)
 	}
 	stopEvidence, err := e.startEvidence(p)
 	if err != nil {

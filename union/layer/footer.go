@@ -148,8 +148,14 @@ func readTOC(tail []byte, want digest.Digest, maxTOC int64) ([]byte, error) {
 	in := tarStreamOf(io.LimitReader(z, maxTOC))
 	r := &tarReader{in: in}
 	h, err := r.next()
-	if err != nil || clean(h.name) != tocName || h.stored > maxTOC {
-		return nil, fmt.Errorf("%w: TOC: where it should be is something else (%v)", ErrDigest, err)
+	if err != nil {
+		return nil, fmt.Errorf("%w: TOC: %w", ErrDigest, err)
+	}
+	if clean(h.name) != tocName {
+		return nil, fmt.Errorf("%w: TOC: where it should be is %q", ErrDigest, h.name)
+	}
+	if h.stored > maxTOC {
+		return nil, &LimitError{"toc", maxTOC}
 	}
 	b := make([]byte, h.stored)
 	if err := r.readBody(b); err != nil {
