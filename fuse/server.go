@@ -134,8 +134,8 @@ func protocol(o Options) *gofuse.MountOptions {
 		Name:                     subtype,
 		MaxWrite:                 maxRequest,
 		MaxBackground:            background,
-		EnableSymlinkCaching:     true,
-		EnableAcl:                true, // the kernel checks them
+		EnableSymlinkCaching:     !o.FS.Contained() || o.FS.ReadOnly(), // a contained target changes when its directory is moved
+		EnableAcl:                true,                                 // the kernel checks them
 		ExplicitDataCacheControl: true,
 		DisableSplice:            true, // no answer is a descriptor
 		Debug:                    o.Debug,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -210,4 +211,76 @@ func mountsOf(t *testing.T, u *host) (rows []map[string]any) {
 		t.Fatal(err)
 	}
 	return rows
+}
+
+// TestContainedLinks moves links about in a writable mount: whatever their depth, they
+// lead where they lead in the image, and a commit has them as they were written.
+func TestContainedLinks(t *testing.T) {
+	needFUSE(t)
+	needRoot(t)
+	u, f := newHost(t), forge(t)
+	f.text("dir etc\nfile etc/x \"inside\"\ndir a\ndir a/b\nsymlink a/b/abs /etc/x\nsymlink a/b/up ../../../../etc/x", "gzip")
+	image := f.ref()
+	dir := u.mount(image, "--rw", "--symlinks", "contain")
+	leads := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != "inside" {
+				link, _ := os.Readlink(filepath.Join(dir, name))
+				t.Errorf("%s -> %s: %q, %v", name, link, b, err)
+			}
+		}
+	}
+	leads("a/b/abs", "a/b/up")
+	for _, err := range []error{
+		os.Symlink("/etc/x", filepath.Join(dir, "a/new")),
+		os.Mkdir(filepath.Join(dir, "a/c"), 0o755),
+		os.Rename(filepath.Join(dir, "a/b"), filepath.Join(dir, "b")),
+		os.Rename(filepath.Join(dir, "b/up"), filepath.Join(dir, "a/c/up")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	leads("b/abs", "a/c/up", "a/new")
+	dest := "oci:" + filepath.Join(t.TempDir(), "out")
+	u.run("commit", "-q", dir, dest)
+	again := u.mount(dest)
+	for name, want := range map[string]string{"b/abs": "/etc/x", "a/c/up": "../../../../etc/x", "a/new": "/etc/x"} {
+		if got, err := os.Readlink(filepath.Join(again, name)); got != want {
+			t.Errorf("the commit has %s -> %q, %v; want %q", name, got, err, want)
+		}
+	}
+}
+
+// TestMountFlags finds the kernel doing what the options say.
+func TestMountFlags(t *testing.T) {
+	needFUSE(t)
+	u, f := newHost(t), forge(t)
+	f.text("file run 0755 \"#!/bin/sh\\n\"\nsymlink l run", "gzip")
+	image := f.ref()
+	for _, tt := range []struct {
+		flags        []string
+		exec, follow bool
+	}{
+		{nil, true, true},
+		{[]string{"--symlinks", "deny"}, true, false},
+		{[]string{"-o", "noexec,nosymfollow"}, false, false},
+		{[]string{"--symlinks", "contain", "-o", "noexec"}, false, true},
+	} {
+		dir := u.mount(image, tt.flags...)
+		if err := exec.Command(filepath.Join(dir, "run")).Run(); (err == nil) != tt.exec {
+			t.Errorf("%q: run: %v", tt.flags, err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "l")); (err == nil) != tt.follow {
+			t.Errorf("%q: follow: %v", tt.flags, err)
+		}
+		nodev := unix.Statfs_t{}
+		if err := unix.Statfs(dir, &nodev); err != nil || nodev.Flags&(unix.ST_NODEV|unix.ST_NOSUID) != unix.ST_NODEV|unix.ST_NOSUID {
+			t.Errorf("%q: flags %x, %v", tt.flags, nodev.Flags, err)
+		}
+	}
+	if r := u.try("mount", "--symlinks", "some", image, t.TempDir()); r.code != 2 {
+		t.Errorf("--symlinks some: exit %d: %s", r.code, r.stderr)
+	}
 }

@@ -36,6 +36,7 @@ type FS struct {
 	epoch   atomic.Uint64    // how often Continue emptied the upper directory
 	fds     dirFDs
 	ids     IDMap
+	contain bool // see Contain
 }
 
 // New puts an upper directory above a tree; nil makes a read-only FS. The FS
@@ -428,12 +429,21 @@ func (f *FS) getattr(id ID) (Attr, error) {
 	return f.lowerAttr(id), nil
 }
 
-// Readlink is the target of a symlink.
+// Readlink is the target of a symlink; see Contain.
 func (f *FS) Readlink(_ context.Context, id ID) (string, error) {
 	if f.up != nil {
 		f.ns.RLock()
 		defer f.ns.RUnlock()
 	}
+	target, err := f.rawLink(id)
+	if err == nil && f.contain {
+		return f.contained(id, target)
+	}
+	return target, err
+}
+
+// rawLink is the target of a symlink as it stands in the archive or the upper directory. FS.ns is held.
+func (f *FS) rawLink(id ID) (string, error) {
 	if n := f.upperOf(id); n != nil {
 		return f.readlinkUpper(n)
 	}

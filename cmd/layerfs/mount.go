@@ -47,7 +47,7 @@ type mountFlags struct {
 	meta                             bool
 	forensic, evidenceFiles          bool
 	upper, work, layers, prefetch    string
-	index, evidence                  string
+	index, evidence, symlinks        string
 	options                          []string
 	ids                              idFlags
 	wait                             time.Duration
@@ -67,6 +67,7 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 	flags.StringVar(&m.prefetch, "prefetch", prefetchAuto, "what to fetch before it is read, in the background: none; auto: what earlier mounts of the image read when it started; all: everything")
 	flags.StringVar(&m.index, "index", indexAuto, indexUsage)
 	flags.StringVar(&m.layers, "layers", "", "show only layer N, or M-N, counted from 1 at the base")
+	flags.StringVar(&m.symlinks, "symlinks", symlinksRaw, symlinksUsage)
 	flags.BoolVar(&m.meta, "meta", false, "add the hidden folder /.layerfs: manifest.json config.json history.json status.json layers/N/… deleted/PATH versions/PATH/N; and the extended attributes user.layerfs.layer, .digest and .created_by of every file, which no list has")
 	flags.DurationVar(&m.wait, "wait-registry", defaultWait, "how long a read waits for a registry that does not answer before it fails with EIO; 0: some seconds")
 	flags.BoolVar(&m.forensic, "forensic", false, "for an examination: read-only, nosuid, nodev, noexec, nosymfollow, --index tar, --prefetch none; wants --evidence")
@@ -115,6 +116,7 @@ type mountPlan struct {
 	evidence      string // the log, "": none
 	evidenceFiles bool   // in it
 	meta          bool
+	contain       bool // --symlinks contain
 }
 
 // examine turns on all that --forensic means.
@@ -126,6 +128,8 @@ func (m *mountFlags) examine() error {
 		return usageError("--forensic is read-only")
 	case m.index != indexAuto && m.index != indexTar:
 		return usageError("--forensic reads the tar itself: it does not go with --index " + m.index)
+	case m.symlinks == symlinksContain:
+		return usageError("--forensic shows links as they are: it does not go with --symlinks contain")
 	case m.prefetch == prefetchAll:
 		return usageError("--forensic fetches what is read and no more; \"layerfs pull\" fetches all")
 	}
@@ -171,6 +175,9 @@ func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
 	}
 	if p.meta && (slices.Contains(p.flags, "suid") || slices.Contains(p.flags, "dev")) {
 		return nil, usageError("--meta shows setuid programs and devices that the image has deleted: it does not go with -o suid and -o dev")
+	}
+	if err := p.setSymlinks(m.symlinks); err != nil {
+		return nil, err
 	}
 	if p.dir, err = mountpoint(dir); err != nil {
 		return nil, fmt.Errorf("%w: %w", fuse.ErrMountpoint, err)

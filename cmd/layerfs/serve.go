@@ -143,6 +143,9 @@ func (s *server) open(ctx context.Context, ev *serverEvents) (err error) {
 	if err := s.openFS(); err != nil {
 		return err
 	}
+	if s.plan.contain {
+		s.fs.Contain()
+	}
 	return s.makeFolder(ctx)
 }
 
