@@ -47,6 +47,7 @@ type env struct {
 	globals
 	log      *slog.Logger
 	evidence *forensic.Evidence // nil: nobody wants it
+	budget   *budget            // of the mount that is served; nil: no limit
 
 	waitRegistry time.Duration // see registry.Options
 	stale        bool          // likewise

@@ -169,6 +169,7 @@ func (e *env) checked(d digest.Digest) func(layer.Check) {
 
 // source returns where a layer's bytes come from, with a line in the log for each range.
 func (e *env) source(d digest.Digest, r layer.Ranger) layer.Ranger {
+	r = e.budget.source(r)
 	if e.evidence == nil {
 		return r
 	}

@@ -48,6 +48,7 @@ type mountFlags struct {
 	forensic, evidenceFiles          bool
 	upper, work, layers, prefetch    string
 	index, evidence, symlinks        string
+	maxFetch                         string
 	options                          []string
 	ids                              idFlags
 	wait                             time.Duration
@@ -70,6 +71,7 @@ func setupMount(flags *pflag.FlagSet) runFunc {
 	flags.StringVar(&m.symlinks, "symlinks", symlinksRaw, symlinksUsage)
 	flags.BoolVar(&m.meta, "meta", false, "add the hidden folder /.layerfs: manifest.json config.json history.json status.json layers/N/… deleted/PATH versions/PATH/N; and the extended attributes user.layerfs.layer, .digest and .created_by of every file, which no list has")
 	flags.DurationVar(&m.wait, "wait-registry", defaultWait, "how long a read waits for a registry that does not answer before it fails with EIO; 0: some seconds")
+	flags.StringVar(&m.maxFetch, "max-fetch", "", "refuse to fetch more of the layers than this in the life of the mount, background included: reads of what is not in the cache fail with EIO then")
 	flags.BoolVar(&m.forensic, "forensic", false, "for an examination: read-only, nosuid, nodev, noexec, nosymfollow, --index tar, --prefetch none; wants --evidence")
 	flags.StringVar(&m.evidence, "evidence", "", "append a line of JSON to this file for every request, check, mount and unmount; see \"layerfs evidence\"")
 	flags.BoolVar(&m.evidenceFiles, "evidence-files", false, "with --evidence on a read-only mount: a line for every file that is opened, and who opens it")
@@ -116,7 +118,8 @@ type mountPlan struct {
 	evidence      string // the log, "": none
 	evidenceFiles bool   // in it
 	meta          bool
-	contain       bool // --symlinks contain
+	contain       bool  // --symlinks contain
+	maxFetch      int64 // 0: no limit
 }
 
 // examine turns on all that --forensic means.
@@ -175,6 +178,9 @@ func (e *env) planMount(image, dir string, m mountFlags) (*mountPlan, error) {
 	}
 	if p.meta && (slices.Contains(p.flags, "suid") || slices.Contains(p.flags, "dev")) {
 		return nil, usageError("--meta shows setuid programs and devices that the image has deleted: it does not go with -o suid and -o dev")
+	}
+	if p.maxFetch, err = parseBudget(m.maxFetch); err != nil {
+		return nil, err
 	}
 	if err := p.setSymlinks(m.symlinks); err != nil {
 		return nil, err

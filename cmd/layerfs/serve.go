@@ -82,6 +82,9 @@ func (e *env) serve(ctx context.Context, p *mountPlan, l *legacy, ev *serverEven
 		return err
 	}
 	defer func() { err = stopEvidence(err) }()
+	if e.budget, err = newBudget(p.maxFetch, e.stateDir(p.dir), l.taking(), e.log); err != nil {
+		return err
+	}
 	s := &server{e: e, plan: p, legacy: l, begun: time.Now().UTC()}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx, ev); err != nil {
@@ -93,7 +96,7 @@ func (e *env) serve(ctx context.Context, p *mountPlan, l *legacy, ev *serverEven
 	if err := s.mount(); err != nil {
 		return err
 	}
-	if err := s.noteMount(mountEvent(l)); err != nil {
+	if err := errors.Join(s.noteMount(mountEvent(l)), e.budget.save()); err != nil {
 		return errors.Join(err, s.fuse.Unmount())
 	}
 	unlisten, err := s.listen(ctx)

@@ -13,9 +13,10 @@ import (
 
 // A liveStatus is what a server says of itself on its socket.
 type liveStatus struct {
-	Fetched   int64         `json:"fetched"`  // bytes of the layers' blobs, by this server
-	Requests  int64         `json:"requests"` // by this server
-	Total     int64         `json:"total"`    // bytes of the layers' blobs
+	Fetched   int64         `json:"fetched"`             // bytes of the layers' blobs, by this server
+	Requests  int64         `json:"requests"`            // by this server
+	MaxFetch  int64         `json:"max_fetch,omitempty"` // what the mount may fetch, see --max-fetch; 0: no limit
+	Total     int64         `json:"total"`               // bytes of the layers' blobs
 	Open      int           `json:"open"`
 	LayerInfo []layerStatus `json:"layer_status"`                  // the base first
 	Warnings  []string      `json:"warnings,omitempty"`            // what may not be shown as it is, or not be what the registry has by now
@@ -64,7 +65,7 @@ func statusOf(l *layer.Layer, d ocispec.Descriptor) layerStatus {
 func (s *server) status() liveStatus {
 	im := s.image()
 	requests, bytes := im.fetched()
-	st := liveStatus{Fetched: bytes, Requests: requests, Total: im.size(), Warnings: im.warnings}
+	st := liveStatus{Fetched: bytes, Requests: requests, Total: im.size(), MaxFetch: s.plan.maxFetch, Warnings: im.warnings}
 	if away := im.AwaySince(); !away.IsZero() {
 		st.Away = &away
 	}
