@@ -20,6 +20,7 @@ type globals struct {
 	logLevel                            string
 	logJSON, quiet, verbose             bool
 	limits                              limitFlag
+	noSandbox                           bool
 }
 
 func (g *globals) declare(f *pflag.FlagSet) {
@@ -31,6 +32,7 @@ func (g *globals) declare(f *pflag.FlagSet) {
 	f.BoolVar(&g.insecure, "insecure-skip-tls-verify", g.insecure, "accept any certificate")
 	f.StringVar(&g.authFile, "authfile", g.authFile, "credentials, in place of the files of docker and podman")
 	f.Var(&g.limits, "limit", "NAME=N lifts or lowers what a layer may ask for: entries, depth, toc (bytes), unpacked (bytes), ratio")
+	f.BoolVar(&g.noSandbox, "no-sandbox", g.noSandbox, "have a mount's server keep the privileges that it does not need")
 	f.StringVar(&g.logLevel, "log-level", g.logLevel, "debug, info, warn or error (default warn; info for servers)")
 	f.BoolVar(&g.logJSON, "log-json", g.logJSON, "log as JSON lines")
 	f.BoolVarP(&g.quiet, "quiet", "q", g.quiet, "no progress and no remarks")

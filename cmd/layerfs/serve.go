@@ -58,8 +58,10 @@ type server struct {
 
 	folder  *meta.Folder // nil: without --meta
 	mounted atomic.Bool  // fuse is set
-	legacy  *legacy      // nil in the foreground
-	commits atomic.Int32 // under way
+
+	inSandbox atomic.Pointer[[]string] // what was given up; nil: nothing
+	legacy    *legacy                  // nil in the foreground
+	commits   atomic.Int32             // under way
 
 	profile union.Profile // what earlier mounts read
 }
@@ -104,6 +106,7 @@ func (e *env) serve(ctx context.Context, p *mountPlan, l *legacy, ev *serverEven
 		return errors.Join(err, s.fuse.Unmount())
 	}
 	defer unlisten()
+	s.sandbox()
 	s.im.WaitForRegistry()
 	ev.remark(s.summary())
 	if err := ev.ready(); err != nil {

@@ -18,6 +18,7 @@ type liveStatus struct {
 	MaxFetch  int64         `json:"max_fetch,omitempty"` // what the mount may fetch, see --max-fetch; 0: no limit
 	Total     int64         `json:"total"`               // bytes of the layers' blobs
 	Open      int           `json:"open"`
+	Sandbox   []string      `json:"sandbox"`                       // what of no_new_privs, seccomp, capabilities is in force
 	LayerInfo []layerStatus `json:"layer_status"`                  // the base first
 	Warnings  []string      `json:"warnings,omitempty"`            // what may not be shown as it is, or not be what the registry has by now
 	Away      *time.Time    `json:"registry_away_since,omitempty"` // the registry does not answer; nil: it does, as far as anybody has asked
@@ -68,6 +69,9 @@ func (s *server) status() liveStatus {
 	st := liveStatus{Fetched: bytes, Requests: requests, Total: im.size(), MaxFetch: s.plan.maxFetch, Warnings: im.warnings}
 	if away := im.AwaySince(); !away.IsZero() {
 		st.Away = &away
+	}
+	if in := s.inSandbox.Load(); in != nil {
+		st.Sandbox = *in
 	}
 	if s.mounted.Load() {
 		st.Open = s.fuse.OpenFiles()
