@@ -20,7 +20,7 @@ const (
 // extracting them one after the other would, and makes a tree of them.
 type builder struct {
 	limits  Limits
-	nodes   []node
+	nodes   nodeList
 	defects []Defect
 	names   int64 // bytes of all names so far
 
@@ -44,7 +44,9 @@ type node struct {
 }
 
 func newBuilder(limits Limits) *builder {
-	return &builder{limits: limits, nodes: []node{{inode: inode{mode: modeDir | 0o755}}}, lastDir: "\x00"}
+	b := &builder{limits: limits, lastDir: "\x00"}
+	b.nodes.add(node{inode: inode{mode: modeDir | 0o755}})
+	return b
 }
 
 // defect notes that the entry called name is not shown, or not as it stands.
@@ -107,7 +109,7 @@ func (b *builder) add(name string, n node) error {
 
 func (b *builder) limit(more int) error {
 	b.names += int64(more)
-	if int64(len(b.nodes)) > b.limits.Entries {
+	if int64(b.nodes.n) > b.limits.Entries {
 		return &LimitError{"entries", b.limits.Entries}
 	}
 	if b.names > maxNameBytes {
@@ -186,14 +188,14 @@ func (b *builder) setRoot(n node) {
 
 // update gives directory d the attributes of n.
 func (b *builder) update(d int32, n node) {
-	old := &b.nodes[d]
+	old := b.nodes.at(d)
 	n.flags |= old.flags & opaque
 	old.inode, old.xattrs = n.inode, n.xattrs
 	old.flags |= explicit
 }
 
 func (b *builder) whiteout(dir int32, name string) {
-	d := &b.nodes[dir]
+	d := b.nodes.at(dir)
 	if name == opaqueMarker[len(whiteoutPrefix):] {
 		d.flags |= opaque
 		return
@@ -206,9 +208,9 @@ func (b *builder) whiteout(dir int32, name string) {
 
 // put makes name in dir be n. A directory that is one already keeps what is in it.
 func (b *builder) put(dir int32, name string, n node) {
-	old, exists := b.nodes[dir].kids[name]
+	old, exists := b.nodes.at(dir).kids[name]
 	isDir := !n.waiting && n.mode&modeFormat == modeDir
-	if exists && isDir && b.nodes[old].isDir() {
+	if exists && isDir && b.nodes.at(old).isDir() {
 		b.update(old, n)
 		return
 	}
@@ -217,7 +219,7 @@ func (b *builder) put(dir int32, name string, n node) {
 		if target >= 0 && exists && target == old {
 			return // a link to itself, as hardlinked names are in some archives
 		}
-		if target >= 0 && !b.nodes[target].waiting && !b.nodes[target].isDir() {
+		if target >= 0 && !b.nodes.at(target).waiting && !b.nodes.at(target).isDir() {
 			b.link(dir, name, target)
 			return
 		}
@@ -230,16 +232,16 @@ func (n *node) isDir() bool { return !n.waiting && n.mode&modeFormat == modeDir 
 
 // attach makes a new node.
 func (b *builder) attach(dir int32, name string, n node) int32 {
-	i := int32(len(b.nodes))
-	n.parent, n.depth = dir, b.nodes[dir].depth+1
-	b.nodes = append(b.nodes, n)
+	i := int32(b.nodes.n)
+	n.parent, n.depth = dir, b.nodes.at(dir).depth+1
+	b.nodes.add(n)
 	b.link(dir, name, i)
 	return i
 }
 
 // link makes name in dir be node i.
 func (b *builder) link(dir int32, name string, i int32) {
-	d := &b.nodes[dir]
+	d := b.nodes.at(dir)
 	if d.kids == nil {
 		d.kids = map[string]int32{}
 	}

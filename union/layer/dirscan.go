@@ -64,7 +64,7 @@ func (s *dirScan) run(ctx context.Context) (*tree, error) {
 	}
 	t := s.b.finish()
 	for i, f := range s.found {
-		if n := &s.b.nodes[i]; n.placed {
+		if n := s.b.nodes.at(i); n.placed {
 			s.files[n.id] = f
 		}
 	}
@@ -152,7 +152,7 @@ func (s *dirScan) entry(dir *os.File, d scanDir, name string) error {
 
 // attach makes the node of an entry.
 func (s *dirScan) attach(d scanDir, full, name string, n node, st *unix.Stat_t, attrs marks) error {
-	if len(full) > maxPath || int64(s.b.nodes[d.node].depth) >= s.o.Limits.Depth {
+	if len(full) > maxPath || int64(s.b.nodes.at(d.node).depth) >= s.o.Limits.Depth {
 		s.b.defect(full, "deeper than a path can name")
 		return nil
 	}
@@ -181,10 +181,10 @@ func (s *dirScan) regular(full string, i int32, st *unix.Stat_t, attrs marks) er
 		if f, err = s.contentBelow(full, attrs.redirect); err != nil {
 			return err
 		}
-		s.b.nodes[i].size = f.size
+		s.b.nodes.at(i).size = f.size
 	}
 	if f.size > 0 {
-		s.b.nodes[i].extents = []extent{{0, f.size, 0}}
+		s.b.nodes.at(i).extents = []extent{{0, f.size, 0}}
 	}
 	s.found[i] = f
 	s.size += f.size
@@ -290,7 +290,7 @@ func (s *dirScan) hide(d scanDir, name string) {
 
 func (s *dirScan) markOpaque(full string, i int32, attrs marks) {
 	if attrs.opaque || s.o.Opaque[full] {
-		s.b.nodes[i].flags |= opaque
+		s.b.nodes.at(i).flags |= opaque
 	}
 }
 

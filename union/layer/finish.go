@@ -12,7 +12,7 @@ func (b *builder) finish() *tree {
 	f := &finisher{b: b, t: &tree{}, paths: map[int32]string{}}
 	f.place(0)
 	for at := 0; at < len(f.order); at++ {
-		if b.nodes[f.order[at]].isDir() {
+		if b.nodes.at(f.order[at]).isDir() {
 			f.directory(f.order[at])
 		}
 	}
@@ -33,7 +33,7 @@ type finisher struct {
 
 // place gives node i the next ID.
 func (f *finisher) place(i int32) {
-	n := &f.b.nodes[i]
+	n := f.b.nodes.at(i)
 	n.id, n.placed = ID(len(f.order)), true
 	f.order = append(f.order, i)
 	in := n.inode
@@ -63,12 +63,12 @@ func (f *finisher) name(s string) span {
 
 // directory places what is in node i.
 func (f *finisher) directory(i int32) {
-	d := &f.b.nodes[i]
+	d := f.b.nodes.at(i)
 	dirPath := f.paths[i]
 	delete(f.paths, i)
 	for name := range d.hide {
 		if kid, ok := d.kids[name]; ok {
-			f.b.nodes[kid].flags |= opaque // of no meaning to what is no directory
+			f.b.nodes.at(kid).flags |= opaque // of no meaning to what is no directory
 		}
 	}
 	first := uint32(len(f.t.dirents))
@@ -83,7 +83,7 @@ func (f *finisher) directory(i int32) {
 }
 
 func (f *finisher) dirent(kid int32, full, name string) {
-	n := &f.b.nodes[kid]
+	n := f.b.nodes.at(kid)
 	if n.placed {
 		f.t.inodes[n.id].nlink++
 	} else {
@@ -112,7 +112,7 @@ func (f *finisher) hide(d *node) {
 func (f *finisher) settle(d *node, full, name string) (kid int32, ok bool) {
 	kid = d.kids[name]
 	var seen map[int32]bool
-	for f.b.nodes[kid].waiting {
+	for f.b.nodes.at(kid).waiting {
 		if seen[kid] {
 			f.b.defect(full, "hardlink to itself")
 			return 0, false
@@ -121,7 +121,7 @@ func (f *finisher) settle(d *node, full, name string) (kid int32, ok bool) {
 			seen = map[int32]bool{}
 		}
 		seen[kid] = true
-		target := f.b.nodes[kid].target
+		target := f.b.nodes.at(kid).target
 		next, _ := f.b.find(target)
 		if next < 0 {
 			f.t.foreign = append(f.t.foreign, ForeignLink{Dir: d.id, Name: name, Target: target})
@@ -129,7 +129,7 @@ func (f *finisher) settle(d *node, full, name string) (kid int32, ok bool) {
 		}
 		kid = next
 	}
-	if f.b.nodes[kid].isDir() && len(seen) > 0 {
+	if f.b.nodes.at(kid).isDir() && len(seen) > 0 {
 		f.b.defect(full, "hardlink to a directory")
 		return 0, false
 	}

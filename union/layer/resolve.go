@@ -29,7 +29,7 @@ func (b *builder) makeDirectory(parent int32, name string) (int32, string) {
 		return 0, "below a name that is too long"
 	case strings.HasPrefix(name, whiteoutPrefix):
 		return 0, "below a whiteout"
-	case int64(b.nodes[parent].depth) >= b.limits.Depth:
+	case int64(b.nodes.at(parent).depth) >= b.limits.Depth:
 		return 0, fmt.Sprintf("below more than %d directories (limit depth)", b.limits.Depth)
 	}
 	return b.attach(parent, name, node{inode: inode{mode: modeDir | 0o755}}), ""
@@ -48,7 +48,7 @@ func (b *builder) find(name string) (int32, string) {
 	if reason != "" {
 		return -1, reason
 	}
-	if i, ok := b.nodes[d].kids[base]; ok {
+	if i, ok := b.nodes.at(d).kids[base]; ok {
 		return i, ""
 	}
 	return -1, "not there"
@@ -64,16 +64,16 @@ func (b *builder) walk(name string, missing func(parent int32, name string) (int
 			continue
 		}
 		if part == ".." {
-			d = b.nodes[d].parent
+			d = b.nodes.at(d).parent
 			continue
 		}
-		next, ok := b.nodes[d].kids[part]
+		next, ok := b.nodes.at(d).kids[part]
 		if !ok {
 			if next, reason = missing(d, part); reason != "" {
 				return 0, reason
 			}
 		}
-		n := &b.nodes[next]
+		n := b.nodes.at(next)
 		switch {
 		case n.isDir():
 			d = next

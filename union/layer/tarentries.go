@@ -82,9 +82,9 @@ func landmark(name string) bool {
 
 // hideLandmarks removes what eStargz puts into the root.
 func (b *builder) hideLandmarks() {
-	for name, kid := range b.nodes[0].kids {
-		if landmark(name) && b.nodes[kid].mode&modeFormat == modeReg {
-			delete(b.nodes[0].kids, name)
+	for name, kid := range b.nodes.at(0).kids {
+		if landmark(name) && b.nodes.at(kid).mode&modeFormat == modeReg {
+			delete(b.nodes.at(0).kids, name)
 		}
 	}
 }
