@@ -26,6 +26,9 @@ func Merge(ctx context.Context, layers []*layer.Layer) (*Tree, error) {
 	if len(root) == 0 {
 		return m.tree.empty(), nil
 	}
+	for _, l := range layers { // one layer's alone would be there twice while they grow
+		m.tree.nodes, m.tree.dirents, m.dirs = slices.Grow(m.tree.nodes, l.Len()), slices.Grow(m.tree.dirents, l.Len()), slices.Grow(m.dirs, l.Len())
+	}
 	m.addNode(m.attrSource(root), Root, 0, root)
 	for id := Root; int(id) <= len(m.tree.nodes); id++ {
 		if id%4096 == 0 && ctx.Err() != nil {

@@ -23,6 +23,7 @@ type builder struct {
 	nodes   nodeList
 	defects []Defect
 	names   int64 // bytes of all names so far
+	waits   bool  // there are, or were, hardlinks that wait for their target
 
 	lastDir  string // the directory of the last entry, which the next one mostly shares
 	lastNode int32
@@ -34,13 +35,13 @@ type node struct {
 	target  string // of symlinks; of a waiting hardlink, cleaned
 	xattrs  []Xattr
 	extents []extent
-	waiting bool
-	parent  int32               // of directories
-	depth   int32               // of directories
 	kids    map[string]int32    // of directories
 	hide    map[string]struct{} // whiteouts
+	parent  int32               // of directories
+	depth   int32               // of directories
 	id      ID                  // see finish
-	placed  bool                // id is valid
+	waiting bool
+	placed  bool // id is valid
 }
 
 func newBuilder(limits Limits) *builder {
@@ -235,6 +236,7 @@ func (b *builder) attach(dir int32, name string, n node) int32 {
 	i := int32(b.nodes.n)
 	n.parent, n.depth = dir, b.nodes.at(dir).depth+1
 	b.nodes.add(n)
+	b.waits = b.waits || n.waiting
 	b.link(dir, name, i)
 	return i
 }

@@ -9,7 +9,12 @@ import (
 
 // finish makes the tree. The builder must not be used afterwards.
 func (b *builder) finish() *tree {
-	f := &finisher{b: b, t: &tree{}, paths: map[int32]string{}}
+	n := b.nodes.n // grown from nothing, each would be there twice
+	f := &finisher{
+		b: b, t: &tree{inodes: make([]inode, 0, n), dirents: make([]dirent, 0, n)},
+		order: make([]int32, 0, n), paths: map[int32]string{},
+	}
+	f.names.Grow(int(b.names))
 	f.place(0)
 	for at := 0; at < len(f.order); at++ {
 		if b.nodes.at(f.order[at]).isDir() {
@@ -77,6 +82,9 @@ func (f *finisher) directory(i int32) {
 		if kid, ok := f.settle(d, full, name); ok {
 			f.dirent(kid, full, name)
 		}
+	}
+	if !f.b.waits {
+		d.kids = nil // nobody looks for a hardlink's target any more
 	}
 	f.t.inodes[d.id].data = span{first, uint32(len(f.t.dirents)) - first}
 	f.hide(d)

@@ -6,8 +6,9 @@ type nodeList struct {
 	n      int
 }
 
-// pieceLen is small enough that a layer of some files does not pay for thousands.
-const pieceLen = 256
+// pieceLen is small enough that a layer of some files does not pay for many more, and makes pieces
+// of whole pages: the allocator rounds up.
+const pieceLen = 1024
 
 func (l *nodeList) add(n node) {
 	if l.n%pieceLen == 0 {
