@@ -78,7 +78,7 @@ func hostileManifests() []hostile {
 		{name: "digest that climbs", make: changed(func(_ *forged, d *ocispec.Descriptor) { d.Digest = "sha256:../../../../etc/passwd" }), code: 6, says: "digest"},
 		{name: "layer with other bytes", make: changed(func(f *forged, d *ocispec.Descriptor) {
 			f.write("blobs/sha256/"+d.Digest.Encoded(), bytes.Repeat([]byte("x"), int(d.Size)))
-		}), code: 1, says: "layer 1"},
+		}), code: 6, says: "layer 1"},
 		{name: "layer with a bit flipped", make: func(f *forged) {
 			f.text("random f 100KiB", "tar")
 			d := f.manifest.Layers[0]

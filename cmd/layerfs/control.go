@@ -42,7 +42,7 @@ func (s *server) listen(ctx context.Context) (stop func(), err error) {
 		return nil, fmt.Errorf("open the control socket: %w", err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	if err := os.Chmod(path, 0o600); err != nil { // whatever the umask is
+	if err := os.Chmod(path, 0o600); err != nil { // the umask is 0; nobody can look into the directory before
 		return nil, errors.Join(fmt.Errorf("open the control socket: %w", err), l.Close())
 	}
 	var work sync.WaitGroup
