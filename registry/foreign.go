@@ -13,8 +13,8 @@ import (
 // unless the registry is on this machine itself, where http does too. Names are looked up for that; one that cannot be is left to the
 // proxy, if there is one. A server that changes its answer in between gets a GET without
 // credentials, whose answer only counts if it has the digest.
-func (cl *client) foreignAllowed(ctx context.Context, u *url.URL) bool {
-	if isLoopback(cl.host) && isLoopback(u.Host) {
+func (c *client) foreignAllowed(ctx context.Context, u *url.URL) bool {
+	if isLoopback(c.host) && isLoopback(u.Host) {
 		return u.Scheme == "https" || u.Scheme == "http"
 	}
 	if u.Host == "" || u.Scheme != "https" || isLoopback(u.Host) {
