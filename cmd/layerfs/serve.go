@@ -68,7 +68,7 @@ type server struct {
 
 // aim is the memory of a server above which the garbage collector works harder: what is
 // live may be more, but an index of a million chunks is no reason to have twice its size.
-const aim = 200 << 20
+const aim = 128 << 20
 
 // serve opens the image, mounts it, and returns when it is unmounted. ctx ends it too.
 func (e *env) serve(ctx context.Context, p *mountPlan, l *legacy, ev *serverEvents) (err error) {
