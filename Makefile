@@ -68,6 +68,10 @@ bench-layer: all ## one large layer mounted from nothing against tar xzf, with a
 bench-commit: all ## commit and push against buildah and umoci, with a registry on loopback (root)
 	integration/bench/commit.sh $(ROUNDS)
 
+.PHONY: bench-union
+bench-union: all ## file operations in a mount against a plain directory, overlayfs and fuse-overlayfs (root)
+	integration/bench/union.sh $(ROUNDS)
+
 .PHONY: cover
 cover: ## test coverage by function, and coverage.html
 	$(GO) test -coverprofile coverage.out -coverpkg ./... $(PKG)
