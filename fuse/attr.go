@@ -37,6 +37,20 @@ func fillEntry(out *gofuse.EntryOut, id union.ID, a *union.Attr) {
 	fillAttr(&out.Attr, a)
 }
 
+// attrTTL is how long the kernel may keep a node's attributes.
+func (m *core) attrTTL(id union.ID) time.Duration {
+	if m.modes.mayBeMapped(uint64(id)) {
+		return 0
+	}
+	return ttl
+}
+
+// fillEntry is for a node that can change.
+func (m *core) fillEntry(out *gofuse.EntryOut, id union.ID, a *union.Attr) {
+	fillEntry(out, id, a)
+	out.SetAttrTimeout(m.attrTTL(id))
+}
+
 // fillMissing says that there is no such name, and that the kernel may remember it.
 func fillMissing(out *gofuse.EntryOut) {
 	*out = gofuse.EntryOut{}

@@ -23,16 +23,22 @@ type core struct {
 	files                handles[*union.File]
 	dirs                 handles[*union.Dir]
 	listings             *listings
+	modes                *modes
 	push                 *pusher // nil: the tree may change
 }
 
 func newCore(fs *union.FS, log *slog.Logger) *core {
-	return &core{RawFileSystem: gofuse.NewDefaultRawFileSystem(), fs: fs, log: log}
+	return &core{RawFileSystem: gofuse.NewDefaultRawFileSystem(), fs: fs, log: log, modes: newModes(nil, log)}
 }
 
 // Init is called between the answer to INIT and the next request.
 func (m *core) Init(s *gofuse.Server) {
 	m.server = s
+	m.modes.register = func(fd int) (int32, syscall.Errno) {
+		return s.RegisterBackingFd(&gofuse.BackingMap{Fd: int32(fd)})
+	}
+	m.modes.seen = func(node uint64) { m.fs.SeenAgain(union.ID(node)) }
+	m.modes.unregister = s.UnregisterBackingFd
 	if m.fs.ReadOnly() {
 		m.push = newPusher(m.fs, s)
 	}
@@ -78,11 +84,14 @@ func (m *core) Lookup(cancel <-chan struct{}, in *gofuse.InHeader, name string, 
 	if err != nil {
 		return m.replyCall(c, "lookup", in.NodeId, err)
 	}
-	fillEntry(out, id, &a)
+	m.fillEntry(out, id, &a)
 	return gofuse.OK
 }
 
-func (m *core) Forget(node, refs uint64) { m.fs.Forget(union.ID(node), refs) }
+func (m *core) Forget(node, refs uint64) {
+	m.fs.Forget(union.ID(node), refs)
+	m.modes.forget(node)
+}
 
 func (m *core) GetAttr(cancel <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
 	c := m.begin(cancel)
@@ -96,6 +105,7 @@ func (m *core) GetAttr(cancel <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse
 		return m.replyCall(c, "getattr", in.NodeId, err)
 	}
 	fillAttrOut(out, &a)
+	out.SetTimeout(m.attrTTL(union.ID(in.NodeId)))
 	return gofuse.OK
 }
 
@@ -119,6 +129,7 @@ func (m *core) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out *gofuse
 		return m.replyCall(c, "setattr", in.NodeId, err)
 	}
 	fillAttrOut(out, &a)
+	out.SetTimeout(m.attrTTL(union.ID(in.NodeId)))
 	return gofuse.OK
 }
 

@@ -63,7 +63,7 @@ func (m stateful) ReadDirPlus(cancel <-chan struct{}, in *gofuse.ReadIn, out *go
 			return entry != nil
 		}
 		if id, a, err := m.fs.Lookup(c, union.ID(in.NodeId), e.Name); err == nil {
-			fillEntry(entry, id, &a)
+			m.fillEntry(entry, id, &a)
 			out.FixMode(a.Mode)
 		}
 		return true

@@ -11,13 +11,14 @@ import (
 
 // stateful serves a tree that can change, with a handle for every open file and directory.
 //
-// The page cache is kept over opens (FOPEN_KEEP_CACHE): every change of a file's
+// The page cache is kept over opens of lower files (FOPEN_KEEP_CACHE): every change of a file's
 // content goes through this mount, and a node keeps its number when it is
 // copied up, so that a descriptor opened before sees what is written after.
+// Upper files are the kernel's own where it can be (passthrough.go).
 // Locks of all kinds are the kernel's: they are not asked for.
 type stateful struct{ *core }
 
-// cached are the flags of every open file.
+// cached are the flags of an open file whose pages are good.
 const cached = gofuse.FOPEN_KEEP_CACHE
 
 func (m stateful) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name string, out *gofuse.CreateOut) gofuse.Status {
@@ -30,8 +31,9 @@ func (m stateful) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name strin
 	if err != nil {
 		return m.replyCall(c, "create", in.NodeId, err)
 	}
-	fillEntry(&out.EntryOut, id, &a)
-	out.OpenOut = gofuse.OpenOut{Fh: m.files.add(f, modeOf(in.Flags)), OpenFlags: cached}
+	m.fillEntry(&out.EntryOut, id, &a)
+	m.opened(uint64(id), f, in.Flags, true, &out.OpenOut)
+	out.SetAttrTimeout(m.attrTTL(id))
 	return gofuse.OK
 }
 
@@ -43,8 +45,9 @@ func (m stateful) Tmpfile(cancel <-chan struct{}, in *gofuse.CreateIn, out *gofu
 	if err != nil {
 		return m.replyCall(c, "tmpfile", in.NodeId, err)
 	}
-	fillEntry(&out.EntryOut, id, &a)
-	out.OpenOut = gofuse.OpenOut{Fh: m.files.add(f, modeOf(in.Flags)), OpenFlags: cached}
+	m.fillEntry(&out.EntryOut, id, &a)
+	m.opened(uint64(id), f, in.Flags, true, &out.OpenOut)
+	out.SetAttrTimeout(m.attrTTL(id))
 	return gofuse.OK
 }
 
@@ -67,7 +70,7 @@ func (m stateful) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.Op
 	if err != nil {
 		return m.replyCall(c, "open", in.NodeId, err)
 	}
-	out.Fh, out.OpenFlags = m.files.add(f, modeOf(in.Flags)), cached
+	m.opened(in.NodeId, f, in.Flags, in.Flags&syscall.O_TRUNC != 0, out)
 	return gofuse.OK
 }
 
@@ -100,6 +103,7 @@ func (m stateful) truncate(c *call, id union.ID) error {
 
 // Release has no one to report to: what a write could fail with was reported by the write.
 func (m stateful) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
+	defer m.modes.leave(in.NodeId, resent(&in.InHeader))
 	if f, ok := m.files.remove(in.Fh); ok {
 		if err := f.Close(); err != nil {
 			m.log.Error("cannot close a file", "node", in.NodeId, "error", err)

@@ -46,7 +46,7 @@ func (m *core) born(cancel <-chan struct{}, op string, in *gofuse.InHeader, name
 	if err != nil {
 		return m.replyCall(c, op, in.NodeId, err)
 	}
-	fillEntry(out, id, &a)
+	m.fillEntry(out, id, &a)
 	return gofuse.OK
 }
 

@@ -24,6 +24,7 @@ type Options struct {
 	Logger     *slog.Logger        // nil discards
 	Debug      bool                // log every request
 	Listings   *os.File            // keeps listings for a later server; nil: there will be none
+	Modes      *os.File            // keeps the modes of open files for a later server; nil: there will be none
 	Hidden     Hidden              // shown below a name of the root; nil: nothing is
 	Opened     func(Opening) error // is told of every open(2), which fails with its error; nil: nobody asks
 	Resume     *Connection         // of a server that has ended, and still mounted; nil mounts anew. Closed by the server
@@ -97,6 +98,10 @@ func serve(o Options, conn Connection, point string) (*Server, error) {
 	c.files.begin(conn.Generation)
 	c.dirs.begin(conn.Generation)
 	c.listings = newListings(o.Listings, o.Logger)
+	c.modes = newModes(newModeTable(o.Modes, o.Logger), o.Logger)
+	for _, node := range c.modes.restore() {
+		o.FS.StillUnseen(union.ID(node))
+	}
 	var fs gofuse.RawFileSystem = stateful{c}
 	if o.FS.ReadOnly() {
 		fs = stateless{c}

@@ -27,6 +27,7 @@ type FS struct {
 	life    sync.RWMutex           // held for reading over a call that uses a node after it let go of ns; for writing by Moment.Continue
 	writes  sync.RWMutex           // held for reading over what changes a node that has its name already; for writing by Mark
 	moment  atomic.Pointer[Moment] // the open one of Mark
+	unseen  unseen                 // files that are written to without us
 	copying idLocks
 	ns      sync.RWMutex
 	tab     sync.Mutex

@@ -110,7 +110,7 @@ func (c *continuing) planEntry(d *keptDir, fd int, name string, st *unix.Stat_t)
 	}
 	var err error
 	if e.same, err = c.sameAttr(n, fd, name, st, at); e.same {
-		e.same = n.open == 0
+		e.same = n.open == 0 && !c.fs.unseen.has(n.id)
 	}
 	if e.same {
 		c.links[st.Ino]++

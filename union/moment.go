@@ -110,7 +110,26 @@ func (f *FS) Mark(ctx context.Context) (*Moment, error) {
 		}
 		return m, nil
 	}
-	m.todo, m.kept = map[uint64]int64{}, map[uint64]*keptFile{}
+	return f.markSettled(ctx)
+}
+
+// markSettled marks until the files that are written to unseen held still meanwhile (unseen.go).
+func (f *FS) markSettled(ctx context.Context) (*Moment, error) {
+	f.unseen.setMarking(true)
+	defer f.unseen.setMarking(false)
+	for try := 1; ; try++ {
+		copies := f.copyUnseen()
+		m, err := f.mark(ctx, copies, try == markTries)
+		dropCopies(copies)
+		if !errors.Is(err, errMoved) {
+			return m, err
+		}
+	}
+}
+
+// mark is one try; last tells that there is no other.
+func (f *FS) mark(ctx context.Context, copies map[uint64]*unseenCopy, last bool) (*Moment, error) {
+	m := &Moment{fs: f, todo: map[uint64]int64{}, kept: map[uint64]*keptFile{}}
 	f.ns.RLock()
 	defer f.ns.RUnlock()
 	f.writes.Lock()
@@ -119,7 +138,11 @@ func (f *FS) Mark(ctx context.Context) (*Moment, error) {
 		return nil, ErrMarked
 	}
 	m.since = nextTick() // what was just written is told from what comes: Continue depends on it
-	if err := m.fill(ctx); err != nil {
+	err := m.fill(ctx)
+	if err == nil {
+		err = m.takeCopies(copies, last)
+	}
+	if err != nil {
 		m.Close()
 		return nil, err
 	}

@@ -45,6 +45,7 @@ const (
 	lockFile            // the state file, locked
 	idsFile             // union.UpperOptions.Numbers
 	listingsFile        // fuse.Options.Listings
+	modesFile           // fuse.Options.Modes
 	heldFiles
 )
 

@@ -79,7 +79,7 @@ func (l *legacy) file(i int) *os.File {
 
 // makeFiles makes the files for a first server.
 func (l *legacy) makeFiles() error {
-	for _, i := range []int{idsFile, listingsFile} {
+	for _, i := range []int{idsFile, listingsFile, modesFile} {
 		fd, err := unix.MemfdCreate("layerfs", unix.MFD_CLOEXEC)
 		if err != nil {
 			return fmt.Errorf("make a file in memory: %w", err)
@@ -112,7 +112,7 @@ func (s *server) leave(upgrade string) error {
 	}
 	var rights []byte
 	if !s.legacy.taking() && !s.legacy.left.Swap(true) {
-		rights = unix.UnixRights(left.Connection.FD, int(s.held.f.Fd()), int(s.legacy.file(idsFile).Fd()), int(s.legacy.file(listingsFile).Fd()))
+		rights = unix.UnixRights(left.Connection.FD, int(s.held.f.Fd()), int(s.legacy.file(idsFile).Fd()), int(s.legacy.file(listingsFile).Fd()), int(s.legacy.file(modesFile).Fd()))
 	}
 	if err := unix.Sendmsg(s.legacy.socket, b, rights, nil, unix.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("hand over to the holder: %w", err)

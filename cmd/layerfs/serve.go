@@ -208,7 +208,7 @@ func (s *server) mount() (err error) {
 	}
 	s.fuse, err = fuse.Mount(fuse.Options{
 		FS: s.fs, Mountpoint: s.plan.dir, FsName: s.im.Ref, Flags: s.plan.flags, AllowOther: s.plan.allowOther || os.Geteuid() == 0,
-		Logger: s.e.log, Resume: s.legacy.connection(), Listings: s.legacy.file(listingsFile), Hidden: s.hidden(), Opened: s.noteOpened(),
+		Logger: s.e.log, Resume: s.legacy.connection(), Listings: s.legacy.file(listingsFile), Modes: s.legacy.file(modesFile), Hidden: s.hidden(), Opened: s.noteOpened(),
 	})
 	s.mounted.Store(err == nil)
 	return err
