@@ -204,12 +204,12 @@ func TestCapabilitiesGo(t *testing.T) {
 	wantErrno(t, "capabilities of a file written to", err, unix.ENODATA)
 }
 
-// TestWriteRequests counts what small writes cost: one request each, without a
+// TestWriteRequests counts what small writes in place cost: one request each, without a
 // question for capabilities before every one.
 func TestWriteRequests(t *testing.T) {
-	v := writable(t)
+	v := writable(t, `file f "content"`)
 	c := start(t, v)
-	f := open(t, filepath.Join(v.Mountpoint, "f"), os.O_RDWR|os.O_CREATE)
+	f := open(t, filepath.Join(v.Mountpoint, "f"), os.O_RDWR)
 	c.requests()
 	const writes = 50
 	for range writes {
@@ -223,6 +223,31 @@ func TestWriteRequests(t *testing.T) {
 	}
 	if requests["WRITE"] != writes || requests["GETXATTR"] > 1 || len(requests) > 3 {
 		t.Errorf("%d writes made %v", writes, requests)
+	}
+}
+
+// TestPassthroughRequests: a new file is written and read without us.
+func TestPassthroughRequests(t *testing.T) {
+	needRoot(t)
+	v := writable(t)
+	c := start(t, v)
+	f := open(t, filepath.Join(v.Mountpoint, "f"), os.O_RDWR|os.O_CREATE)
+	c.requests()
+	buf := make([]byte, 100)
+	for i := range int64(50) {
+		if _, err := f.WriteAt(buf, i*100); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.ReadAt(buf, i*100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	requests := c.requests()
+	if requests["WRITE"]+requests["READ"] > 0 {
+		t.Skipf("needs passthrough (Linux 6.9, an upper directory that is not stacked): %v", requests)
+	}
+	if n := stat(t, f.Name()).Size; n != 5000 {
+		t.Errorf("%d bytes", n)
 	}
 }
 

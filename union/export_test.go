@@ -1,6 +1,9 @@
 package union
 
-import "io"
+import (
+	"context"
+	"io"
+)
 
 // CheckTar holds a tar against what a writable FS shows, as WriteTar does with its own.
 func CheckTar(f *FS, r io.Reader, o TarOptions) ([]Loss, error) {
@@ -11,4 +14,12 @@ func CheckTar(f *FS, r io.Reader, o TarOptions) ([]Loss, error) {
 		err = differs
 	}
 	return changed, err
+}
+
+// MarkAfter is one try of Mark, with something that happens between the copies and the marking.
+func (f *FS) MarkAfter(ctx context.Context, do func(), last bool) (*Moment, error) {
+	copies := f.copyUnseen()
+	defer dropCopies(copies)
+	do()
+	return f.mark(ctx, copies, last)
 }
