@@ -42,6 +42,7 @@ var mayImport = map[string][]string{
 	},
 	"integration/images/estargz": {},
 	"integration/bench/proxy":    {"registry/registrytest"}, // its link and its log, in front of any registry
+	"integration/bench/union":    {},
 }
 
 // mayImportInTests is what a package's tests may use beyond that: images to
