@@ -27,6 +27,7 @@ type Options struct {
 	Modes      *os.File            // keeps the modes of open files for a later server; nil: there will be none
 	Hidden     Hidden              // shown below a name of the root; nil: nothing is
 	Opened     func(Opening) error // is told of every open(2), which fails with its error; nil: nobody asks
+	Ready      func()              // is called before the first request is read; nil: nothing is
 	Resume     *Connection         // of a server that has ended, and still mounted; nil mounts anew. Closed by the server
 }
 
@@ -119,6 +120,9 @@ func serve(o Options, conn Connection, point string) (*Server, error) {
 	if err != nil {
 		_ = unix.Close(conn.FD)
 		return nil, err
+	}
+	if o.Ready != nil {
+		o.Ready()
 	}
 	s := &Server{core: c, conn: conn, point: point, done: make(chan struct{}), log: o.Logger}
 	go func() {

@@ -58,6 +58,10 @@ func enterSandbox(keep []int) (in []string, err error) {
 }
 
 // sandbox is enterSandbox for this mount. A mount without it is better than none.
+//
+// It must come before the first request is answered: a system call on all threads stops the program until each
+// thread has done it, and a thread that puts data into the page cache (FUSE_NOTIFY_STORE) may wait, where no signal
+// reaches it, for a page that another READ of this very server has locked.
 func (s *server) sandbox() {
 	if s.e.noSandbox {
 		s.e.log.Warn("the server keeps all its privileges", "reason", "--no-sandbox")

@@ -106,7 +106,6 @@ func (e *env) serve(ctx context.Context, p *mountPlan, l *legacy, ev *serverEven
 		return errors.Join(err, s.fuse.Unmount())
 	}
 	defer unlisten()
-	s.sandbox()
 	s.im.WaitForRegistry()
 	ev.remark(s.summary())
 	if err := ev.ready(); err != nil {
@@ -209,6 +208,7 @@ func (s *server) mount() (err error) {
 	s.fuse, err = fuse.Mount(fuse.Options{
 		FS: s.fs, Mountpoint: s.plan.dir, FsName: s.im.Ref, Flags: s.plan.flags, AllowOther: s.plan.allowOther || os.Geteuid() == 0,
 		Logger: s.e.log, Resume: s.legacy.connection(), Listings: s.legacy.file(listingsFile), Modes: s.legacy.file(modesFile), Hidden: s.hidden(), Opened: s.noteOpened(),
+		Ready: s.sandbox,
 	})
 	s.mounted.Store(err == nil)
 	return err
