@@ -176,6 +176,11 @@ func TestFolderLives(t *testing.T) {
 	held, err := os.Open(dir + "/.layerfs/layers/1/etc/old")
 	must(t, err)
 	defer held.Close()
+	defer func() {
+		if t.Failed() {
+			t.Log(h.serverLog())
+		}
+	}()
 	killServers(t, h, 1)
 	for _, path := range []string{procFD(held), dir + "/.layerfs/deleted/etc/old"} {
 		if got := readFile(t, path); got != "old\n" {

@@ -79,7 +79,7 @@ func TestLazy(t *testing.T) {
 	}
 	wantFile(t, l)
 	wantRandom(t, l, "d/big", 9<<20)
-	if n := r.requests.Load(); n > 11 {
+	if n := r.requests.Load(); n > 16 {
 		t.Errorf("%d requests for a file that is read from its start to its end", n)
 	}
 	wantRandom(t, l, "e", 3<<20)
