@@ -121,6 +121,7 @@ func serve(o Options, conn Connection, point string) (*Server, error) {
 		_ = unix.Close(conn.FD)
 		return nil, err
 	}
+	keepResident(raw, residentSize(o.FS.ReadOnly()), o.Logger)
 	if o.Ready != nil {
 		o.Ready()
 	}

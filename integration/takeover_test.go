@@ -462,3 +462,38 @@ func TestServerKilledAtOnce(t *testing.T) {
 	}
 	readFile(t, dir+"/etc/motd")
 }
+
+// TestServerKilledAsked kills servers that have just begun, at the moment at which they are asked: a
+// process that is being killed still takes requests from the kernel, which fail where they cannot be copied to it.
+func TestServerKilledAsked(t *testing.T) {
+	needMount(t)
+	s := sampleRegistry(t)
+	h := newHost(t)
+	dir := h.mount(s.Host()+"/sample", "--rw")
+	last := 0
+	for i := range 4 * kills(t) {
+		m := h.only()
+		for m.PID == last || !m.Live {
+			m = h.only()
+		}
+		last = m.PID
+		var asking sync.WaitGroup
+		for range 4 {
+			asking.Go(func() {
+				var st unix.Statfs_t
+				for range 20 {
+					if err := unix.Statfs(dir, &st); err != nil { // it is asked for each time
+						t.Errorf("kill %d: statfs: %v", i, err)
+					}
+				}
+			})
+		}
+		must(t, syscall.Kill(m.PID, syscall.SIGKILL))
+		asking.Wait()
+		time.Sleep(150 * time.Millisecond) // a server that dies younger counts as one that cannot live
+		if t.Failed() {
+			t.Log(h.serverLog())
+			return
+		}
+	}
+}
