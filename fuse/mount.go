@@ -87,6 +87,11 @@ func (r *order) resolve(dir string) (err error) {
 	return nil
 }
 
+// CheckMountpoint says what Mount would say of a directory: who looks early fetches nothing in vain.
+func CheckMountpoint(dir string, nonEmpty bool) error {
+	return (&order{nonEmpty: nonEmpty}).resolve(dir)
+}
+
 func (r *order) check(dir string) (err error) {
 	if r.point, err = mountPath(dir); err != nil {
 		return err

@@ -288,6 +288,9 @@ func (e *env) mount(ctx context.Context, p *mountPlan) error {
 	if err := e.clearMountpoint(p.dir); err != nil {
 		return err
 	}
+	if err := fuse.CheckMountpoint(p.dir, slices.Contains(p.flags, "nonempty")); err != nil {
+		return err
+	}
 	if p.foreground {
 		return e.serveForeground(ctx, p)
 	}
