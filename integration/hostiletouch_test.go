@@ -78,8 +78,8 @@ func (h *host) traced(trace string, args ...string) result {
 	return result{stderr: string(b), code: cmd.ProcessState.ExitCode()}
 }
 
-// A change is a system call that changed what path names.
-type change struct{ path, line string }
+// A changedPath is a system call that changed what path names.
+type changedPath struct{ path, line string }
 
 var (
 	callOf   = regexp.MustCompile(`^\d+ +(\w+)\(`)
@@ -89,7 +89,7 @@ var (
 )
 
 // changes reads what strace wrote. Calls that failed changed nothing.
-func changes(t *testing.T, trace string) (list []change) {
+func changes(t *testing.T, trace string) (list []changedPath) {
 	t.Helper()
 	f, err := os.Open(trace)
 	must(t, err)
@@ -104,7 +104,7 @@ func changes(t *testing.T, trace string) (list []change) {
 		}
 		if strings.HasPrefix(call[1], "open") {
 			if m := openedAs.FindStringSubmatch(line); m != nil && (strings.Contains(line, "O_WRONLY") || strings.Contains(line, "O_RDWR") || strings.Contains(line, "O_CREAT") || strings.Contains(line, "O_TRUNC")) {
-				list = append(list, change{m[1], line})
+				list = append(list, changedPath{m[1], line})
 			}
 			continue
 		}
@@ -114,7 +114,7 @@ func changes(t *testing.T, trace string) (list []change) {
 				path = filepath.Join(m[1], path)
 			}
 			if filepath.IsAbs(path) {
-				list = append(list, change{filepath.Clean(path), line})
+				list = append(list, changedPath{filepath.Clean(path), line})
 			}
 		}
 	}
