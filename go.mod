@@ -3,6 +3,7 @@ module github.com/layerfs/layerfs
 go 1.26.0
 
 require (
+	github.com/BurntSushi/toml v1.6.0
 	github.com/containerd/stargz-snapshotter/estargz v0.19.1
 	github.com/docker/cli v29.7.2+incompatible
 	github.com/dustin/go-humanize v1.1.0
@@ -21,7 +22,6 @@ require (
 )
 
 require (
-	github.com/BurntSushi/toml v1.4.1-0.20240526193622-a339e1f7089c // indirect
 	github.com/docker/docker-credential-helpers v0.9.3 // indirect
 	github.com/kisielk/errcheck v1.30.0 // indirect
 	github.com/sirupsen/logrus v1.9.4 // indirect

@@ -28,7 +28,8 @@ var mayImport = map[string][]string{
 	"union/layer/ztoc":      {"union/layer/inflate"},
 	"union/layer/layertest": {},
 	"cache":                 {},
-	"registry":              {"registry/storage"},
+	"registry":              {"registry/hosts", "registry/storage"},
+	"registry/hosts":        {},
 	"registry/storage":      {},
 
 	"registry/storage/storagetest": {},
@@ -68,6 +69,7 @@ var onlyIn = map[string][]string{
 	"github.com/hanwen/go-fuse":              {"fuse"},
 	"github.com/google/go-containerregistry": {"registry", "registry/registrytest"},
 	"github.com/spf13/pflag":                 {"cmd/layerfs"},
+	"github.com/BurntSushi/toml":             {"registry/hosts"},
 	"go.etcd.io/bbolt":                       {"registry/storage/storagetest"},
 	"github.com/dustin/go-humanize":          {"cmd/layerfs"},
 }
