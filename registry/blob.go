@@ -35,7 +35,8 @@ func (b *Blob) Stats() (requests, bytes int64) {
 // exactly n bytes or an error: a connection that breaks is continued where it
 // broke, and a registry that knows no ranges is read once from the start, into
 // a temporary file. ctx governs the stream until it is closed. The caller
-// closes it. Errors, those of the stream included, are *Error, except that a
+// closes it. If he finds that the bytes are wrong, he may tell so: the stream has a method Doubt() bool.
+// Errors, those of the stream included, are *Error, except that a
 // cancelled ctx gives its cause.
 func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n < 0 || off > b.desc.Size-n {
@@ -73,6 +74,18 @@ func (r *blobReader) Read(p []byte) (int, error) {
 }
 
 func (r *blobReader) Close() error { return r.rc.Close() }
+
+// Doubt says that the bytes of the stream, held against a digest, were wrong. It tells whether they can be had
+// from another host: reading them again asks that one. It may be called after Close.
+func (r *blobReader) Doubt() (other bool) { return doubt(r.rc) }
+
+// A doubter is a stream that can be told that its bytes were wrong; see blobReader.Doubt.
+type doubter interface{ Doubt() (other bool) }
+
+func doubt(rc io.ReadCloser) (other bool) {
+	d, ok := rc.(doubter)
+	return ok && d.Doubt()
+}
 
 // A section is a ranger over a part of a file.
 type section struct {

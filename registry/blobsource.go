@@ -55,8 +55,8 @@ func (src *blobSource) failure() error {
 	return src.err
 }
 
-// passed takes note of bytes that were read at off.
-func (src *blobSource) passed(b []byte, off int64) error {
+// passed takes note of bytes that were read at off, from rc.
+func (src *blobSource) passed(b []byte, off int64, rc io.ReadCloser) error {
 	src.mu.Lock()
 	defer src.mu.Unlock()
 	end := off + int64(len(b))
@@ -66,7 +66,7 @@ func (src *blobSource) passed(b []byte, off int64) error {
 	_, _ = src.sum.Write(b[src.hashed-off:]) // a hash takes everything
 	src.hashed = end
 	if end == src.d.Size && !src.sum.Verified() {
-		src.err = &permanent{faultf(ErrIntegrity, "blob %s of the source has other bytes than its digest says", src.d.Digest)}
+		src.err = &permanent{ifOther(rc, faultf(ErrIntegrity, "blob %s of the source has other bytes than its digest says", src.d.Digest))}
 		return src.err
 	}
 	return nil
@@ -86,7 +86,7 @@ func (p *blobPart) Read(b []byte) (int, error) {
 		return n, p.src.failed(p.left(), err)
 	}
 	if n > 0 {
-		if err := p.src.passed(b[:n], p.off); err != nil {
+		if err := p.src.passed(b[:n], p.off, p.ReadCloser); err != nil {
 			return 0, err
 		}
 		p.off += int64(n)

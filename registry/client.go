@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/layerfs/layerfs/registry/hosts"
 )
 
 // A client talks to one registry host. It finds out once how the host wants
@@ -24,12 +26,14 @@ import (
 // spent, and fetches a new token for every request that saw the 401.
 type client struct {
 	host    string // as people write it
+	at      hosts.Host
 	reg     name.Registry
 	http    *guard
 	creds   *credentials
 	log     *slog.Logger
 	backoff backoff
 	outage  *outage
+	patient time.Duration // until a response starts
 
 	lock      chan struct{} // holds one element while somebody has the lock; a waiting caller can leave
 	challenge *transport.Challenge
@@ -48,29 +52,29 @@ const (
 	tokenMargin      = 5 * time.Second
 )
 
-func newClient(r Ref, o Options) (*client, error) {
+func newClient(at hosts.Host, o Options) (*client, error) {
 	opts := []name.Option{name.WeakValidation}
-	if o.PlainHTTP || isLoopback(r.Host) {
-		opts = append(opts, name.Insecure)
+	if at.Scheme != "" || at.Insecure || o.PlainHTTP || isLoopback(at.Name) {
+		opts = append(opts, name.Insecure) // which asks both ways: a scheme keeps to one, see knock
 	}
-	reg, err := name.NewRegistry(r.apiHost(), opts...)
+	reg, err := name.NewRegistry(apiHost(at.Name), opts...)
 	if err != nil {
-		return nil, faultf(ErrUsage, "malformed registry name %q: %w", r.Host, err)
+		return nil, faultf(ErrUsage, "malformed registry name %q: %w", at.Name, err)
+	}
+	own := Ref{Host: at.Name, Repo: at.Repo}
+	if apiHost(at.Name) == hubAPI || at.Name == hubRegistry {
+		own.Host = hubHost // which is what its credentials are filed under
 	}
 	return &client{
-		host: r.Host, reg: reg, http: newTransport(o), log: o.logger(), backoff: defaultBackoff,
-		outage: newOutage(o.Wait, r.Host, o.logger()),
-		creds:  &credentials{file: o.AuthFile, ref: r, log: o.logger()},
-		lock:   make(chan struct{}, 1), tokens: map[string]token{},
+		host: at.Name, at: at, reg: reg, http: newTransport(at, reg.RegistryStr(), o), log: o.logger(), backoff: defaultBackoff,
+		outage: newOutage(o.Wait, at.Name, o.logger()), patient: headerTimeout,
+		creds: &credentials{file: o.AuthFile, ref: own, log: o.logger()},
+		lock:  make(chan struct{}, 1), tokens: map[string]token{},
 	}, nil
 }
 
 // close gives back connections that are not in use.
-func (c *client) close() {
-	if c.http.own != nil {
-		c.http.own.CloseIdleConnections()
-	}
-}
+func (c *client) close() { c.http.close() }
 
 func (c *client) acquire(ctx context.Context) error {
 	select {
@@ -97,9 +101,9 @@ func (c *client) connectVia(ctx context.Context, rt http.RoundTripper) error {
 		return nil
 	}
 	return c.backoff.retry(ctx, c.log, func() error {
-		pingCtx, cancel := context.WithTimeout(ctx, headerTimeout)
+		pingCtx, cancel := context.WithTimeout(ctx, c.patient)
 		defer cancel()
-		ch, err := transport.Ping(pingCtx, c.reg, rt)
+		ch, err := transport.Ping(pingCtx, c.reg, knock{rt, c.at})
 		if err != nil {
 			return permanentUnlessStatus(c.explain(err))
 		}
@@ -108,13 +112,44 @@ func (c *client) connectVia(ctx context.Context, rt http.RoundTripper) error {
 	})
 }
 
-// endpoint returns the URL of a path below /v2/. connect must have been called.
+// A knock is the transport of the question by which a registry is met, as ggcr asks it: it brings it to
+// where the API of a configured host is, and by the one scheme that it has.
+type knock struct {
+	inner http.RoundTripper
+	at    hosts.Host
+}
+
+var errOtherScheme = errors.New("not by this scheme")
+
+func (k knock) RoundTrip(req *http.Request) (*http.Response, error) {
+	if k.at.Scheme != "" && req.URL.Scheme != k.at.Scheme {
+		return nil, errOtherScheme
+	}
+	if req.URL.Path == "/v2/" {
+		req = req.Clone(req.Context())
+		req.URL.Path = k.at.Root + "/"
+	}
+	resp, err := k.inner.RoundTrip(req)
+	if err == nil && k.at.Mirror && resp.StatusCode == http.StatusNotFound {
+		resp.StatusCode = http.StatusOK // some have no more than what is asked of mirrors: manifests and blobs
+	}
+	return resp, err
+}
+
+// endpoint returns the URL of a path below the API's root. connect must have been called.
 func (c *client) endpoint(path string, query url.Values) *url.URL {
 	scheme := "https"
 	if c.challenge.Insecure {
 		scheme = "http"
 	}
-	return &url.URL{Scheme: scheme, Host: c.reg.RegistryStr(), Path: "/v2/" + path, RawQuery: query.Encode()}
+	if c.at.NS != "" {
+		query = maps.Clone(query)
+		if query == nil {
+			query = url.Values{}
+		}
+		query.Set("ns", c.at.NS)
+	}
+	return &url.URL{Scheme: scheme, Host: c.reg.RegistryStr(), Path: c.at.Root + "/" + path, RawQuery: query.Encode()}
 }
 
 // owns tells whether u is on the registry itself, the only place where

@@ -14,6 +14,7 @@ type firstRequest struct {
 	inner  http.RoundTripper
 	ctx    context.Context // of the answer, which outlives the question
 	path   string
+	query  string
 	header http.Header
 
 	mu      sync.Mutex
@@ -22,7 +23,7 @@ type firstRequest struct {
 
 func (f *firstRequest) RoundTrip(req *http.Request) (*http.Response, error) {
 	out := req.Clone(f.ctx) // who loses the race between schemes ends with the answer
-	out.URL.Path, out.Header = f.path, f.header.Clone()
+	out.URL.Path, out.URL.RawQuery, out.Header = f.path, f.query, f.header.Clone()
 	out.Header.Set("Accept-Encoding", "identity")
 	resp, err := f.inner.RoundTrip(out)
 	switch {

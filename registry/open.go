@@ -26,6 +26,7 @@ type Options struct {
 	Offline     bool   // nothing but Records and local files is used
 	DeferConfig bool   // the config is read by LoadConfig, unless Platform must be checked against it
 	AuthFile    string // in place of the usual places for credentials
+	HostsDir    string // of hosts.toml files, which say what mirrors a registry has before registries.conf does; "": none
 
 	Records   Records           // nil: none; then Offline finds nothing in a registry
 	Logger    *slog.Logger      // nil discards

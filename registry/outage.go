@@ -55,7 +55,7 @@ func (w *waiter) pause(ctx context.Context, try int, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if !away(err) || !w.o.isKnown() {
+	if w.b.once || !away(err) || !w.o.isKnown() {
 		return w.b.pause(ctx, w.o.log, try, err)
 	}
 	left := w.o.wait - time.Since(w.begun)
@@ -182,25 +182,44 @@ func (o *outage) begun() time.Time {
 // WaitForRegistry makes readers of blobs wait for Options.Wait from now on also where the
 // registry has never answered: before, somebody may have mistyped its name.
 func (im *Image) WaitForRegistry() {
-	if cl := im.client(); cl != nil {
-		cl.outage.expect()
+	if o := im.outage(); o != nil {
+		o.expect()
 	}
 }
 
 // AwaySince is when the registry stopped to answer; zero: it answers, as far as anybody has asked.
 func (im *Image) AwaySince() time.Time {
-	if cl := im.client(); cl != nil {
-		return cl.outage.begun()
+	if o := im.outage(); o != nil {
+		return o.begun()
 	}
 	return time.Time{}
 }
 
-// client is how the image's registry is spoken to; nil: it is in files, or nobody may ask.
-func (im *Image) client() *client {
+// An awaited source is one that can be away.
+type awaited interface {
+	// state is what is known of that, and of who answered last ("": nobody).
+	state() (o *outage, host string)
+}
+
+// outage is what is known of the image's registry; nil: it is in files, or nobody may ask.
+func (im *Image) outage() *outage {
+	o, _ := im.awaited()
+	return o
+}
+
+func (im *Image) awaited() (*outage, string) {
 	if r, ok := im.src.(*recorded); ok {
-		if rm, ok := r.inner.(*remote); ok {
-			return rm.cl
+		if s, ok := r.inner.(awaited); ok {
+			return s.state()
 		}
 	}
-	return nil
+	return nil, ""
 }
+
+// AnsweredBy names the host that last had what was asked for, the registry or a mirror of it; "": nobody was asked.
+func (im *Image) AnsweredBy() string {
+	_, host := im.awaited()
+	return host
+}
+
+func (s *remote) state() (*outage, string) { return s.cl.outage, s.cl.host }

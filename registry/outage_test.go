@@ -21,7 +21,7 @@ func waiting(t *testing.T, s *registrytest.Server, blob []byte, wait time.Durati
 	o := anonymous(t)
 	o.Wait, o.Logger = wait, log
 	im := mustOpen(t, s.Host()+"/x:1", o)
-	im.client().backoff.min = 5 * time.Millisecond
+	im.src.(*recorded).inner.(*remote).cl.backoff.min = 5 * time.Millisecond
 	return im, im.Blob(im.Manifest.Layers[0])
 }
 

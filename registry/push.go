@@ -172,7 +172,9 @@ func (m *mover) copy(ctx context.Context, g *errgroup.Group, blobs []ocispec.Des
 	for _, d := range blobs {
 		if !seen[d.Digest] {
 			seen[d.Digest] = true
-			g.Go(func() error { return m.sink.copy(ctx, m.base, d, progress) })
+			g.Go(func() error {
+				return unlessDoubted(func() error { return m.sink.copy(ctx, m.base, d, progress) })
+			})
 		}
 	}
 }

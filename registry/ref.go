@@ -29,10 +29,12 @@ var foreignTransports = []string{
 	"docker-daemon", "ostree", "sif", "tarball", "atomic",
 }
 
-// hubHost is how people write Docker Hub, hubAPI where its API is.
+// hubHost is how people write Docker Hub, hubAPI where its API is, and hubRegistry what they
+// name in configurations.
 const (
-	hubHost = "docker.io"
-	hubAPI  = "index.docker.io"
+	hubHost     = "docker.io"
+	hubAPI      = "index.docker.io"
+	hubRegistry = "registry-1.docker.io"
 )
 
 // A Ref is a parsed image reference.
@@ -155,7 +157,7 @@ func splitHost(name string) (host, repo string) {
 		host, repo = first, rest
 	}
 	switch host {
-	case hubAPI, "registry-1.docker.io", "registry.hub.docker.com":
+	case hubAPI, hubRegistry, "registry.hub.docker.com":
 		host = hubHost
 	}
 	if host == hubHost && !strings.Contains(repo, "/") {
@@ -216,11 +218,11 @@ func (r Ref) canonical(d digest.Digest) string {
 }
 
 // apiHost returns the host to talk to.
-func (r Ref) apiHost() string {
-	if r.Host == hubHost {
+func apiHost(host string) string {
+	if host == hubHost {
 		return hubAPI
 	}
-	return r.Host
+	return host
 }
 
 // isLoopback tells whether host, with or without a port, is this machine.

@@ -2,34 +2,81 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/layerfs/layerfs/registry/hosts"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A remote is the source of images in a registry.
+// A remote is the source of images in a registry, or on a mirror of it.
 type remote struct {
-	ref   Ref
+	ref   Ref // with the repository's name there
 	o     Options
 	cl    *client
 	scope string
 }
 
+// newRemote returns the source of an image in a registry, wherever its configuration has it.
 func newRemote(r Ref, o Options) (source, error) {
 	rec := records{o.Records, o.logger()}
 	if o.Offline {
 		return &recorded{ref: r, rec: rec}, nil
 	}
-	cl, err := newClient(r, o)
+	list, err := findHosts(r, o, hosts.Resolve|hosts.Pull)
 	if err != nil {
 		return nil, err
 	}
-	rm := &remote{ref: r, o: o, cl: cl, scope: pullScope(r.Repo)}
-	return &recorded{ref: r, rec: rec, inner: rm, stale: o.Stale}, nil
+	var inner source
+	if len(list) == 1 {
+		inner, err = newRemoteAt(list[0], r, o)
+	} else {
+		inner, err = newMirrored(list, r, o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &recorded{ref: r, rec: rec, inner: inner, stale: o.Stale}, nil
+}
+
+// findHosts returns the hosts that can do any of what is asked for, in their order.
+func findHosts(r Ref, o Options, can hosts.Abilities) ([]hosts.Host, error) {
+	list, err := hosts.Find(hosts.Name{Host: r.Host, Repo: r.Repo, Tagged: r.Digest == ""}, hosts.Options{Dir: o.HostsDir, Log: o.Logger})
+	if errors.Is(err, hosts.ErrBlocked) {
+		return nil, faultf(nil, "the registry %s is %w", r.Host, err)
+	}
+	if err != nil {
+		return nil, faultf(nil, "find the hosts of %s: %w", r.Host, err)
+	}
+	list = slices.DeleteFunc(list, func(h hosts.Host) bool { return h.Can&can == 0 })
+	if len(list) == 0 {
+		return nil, faultf(nil, "no host of %s may be asked for that", r.Host).withHint("look at the capabilities in its hosts.toml")
+	}
+	return list, nil
+}
+
+func newRemoteAt(at hosts.Host, r Ref, o Options) (*remote, error) {
+	cl, err := newClient(at, o)
+	if err != nil {
+		return nil, err
+	}
+	r.Repo = at.Repo
+	return &remote{ref: r, o: o, cl: cl, scope: pullScope(scopeRepo(at))}, nil
+}
+
+// scopeRepo is what a host calls a repository where it gives tokens for it: what is behind /v2/ in the
+// address belongs to the name (proxies that keep each registry below a name of its own).
+func scopeRepo(at hosts.Host) string {
+	if below, ok := strings.CutPrefix(at.Root, "/v2/"); ok {
+		return below + "/" + at.Repo
+	}
+	return at.Repo
 }
 
 // Scopes of the distribution token authentication specification.
@@ -42,25 +89,28 @@ func (s *remote) close() error {
 }
 
 // resolve asks for the manifest behind the tag or digest of the reference.
-func (s *remote) resolve(ctx context.Context) (ocispec.Descriptor, []byte, error) {
+func (s *remote) resolve(ctx context.Context) (d ocispec.Descriptor, raw []byte, err error) {
+	err = s.cl.backoff.retry(ctx, s.cl.log, func() error {
+		d, raw, err = s.resolveOnce(ctx)
+		return err
+	})
+	return d, raw, err
+}
+
+func (s *remote) resolveOnce(ctx context.Context) (d ocispec.Descriptor, raw []byte, err error) {
 	name := s.ref.Tag
 	if s.ref.Digest != "" {
 		name = s.ref.Digest.String()
 	}
-	var d ocispec.Descriptor
-	var raw []byte
-	err := s.cl.backoff.retry(ctx, s.cl.log, func() error {
-		body, err := s.getManifest(ctx, name)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = body.Close() }()
-		if raw, err = readAll(body, maxManifest); err != nil {
-			return err
-		}
-		d, err = describe(body.resp.Header, raw, s.ref.Digest)
-		return err
-	})
+	body, err := s.getManifest(ctx, name)
+	if err != nil {
+		return d, nil, err
+	}
+	defer func() { _ = body.Close() }()
+	if raw, err = readAll(body, maxManifest); err != nil {
+		return d, nil, err
+	}
+	d, err = describe(body.resp.Header, raw, s.ref.Digest)
 	return d, raw, err
 }
 
@@ -109,8 +159,11 @@ func (s *remote) meet(ctx context.Context, path string, h http.Header) (*body, e
 		// Some registries show strangers a 404 where they would ask friends for a name.
 		return nil, s.cl.connect(ctx)
 	}
-	own, w := newWatch(ctx, headerTimeout)
-	first := &firstRequest{inner: s.cl.http, ctx: own, path: "/v2/" + path, header: h, answers: map[string]*http.Response{}}
+	own, w := newWatch(ctx, s.cl.patient)
+	first := &firstRequest{inner: s.cl.http, ctx: own, path: s.cl.at.Root + "/" + path, header: h, answers: map[string]*http.Response{}}
+	if s.cl.at.NS != "" {
+		first.query = url.Values{"ns": {s.cl.at.NS}}.Encode()
+	}
 	err = s.cl.connectVia(ctx, first)
 	scheme := ""
 	if err == nil {
@@ -128,7 +181,7 @@ func (s *remote) meet(ctx context.Context, path string, h http.Header) (*body, e
 
 // open requests u and returns its content, watched, and where it was found.
 func (s *remote) open(ctx context.Context, u *url.URL, h http.Header, count *counter) (*body, *url.URL, error) {
-	own, w := newWatch(ctx, headerTimeout)
+	own, w := newWatch(ctx, s.cl.patient)
 	resp, loc, err := s.get(own, u, h, count)
 	if err != nil {
 		err = s.cl.explain(w.explain(err))
@@ -156,6 +209,10 @@ func (s *remote) get(ctx context.Context, u *url.URL, h http.Header, count *coun
 	return resp, loc, err
 }
 
-func (s *remote) blob(d ocispec.Descriptor, c *counter) ranger {
+func (s *remote) blob(d ocispec.Descriptor, c *counter) ranger { return s.remoteBlob(d, c) }
+
+func (s *remote) remoteBlob(d ocispec.Descriptor, c *counter) *remoteBlob {
 	return &remoteBlob{src: s, desc: d, count: c, lookup: make(chan struct{}, 1)}
 }
+
+func (s *remote) waiter() *waiter { return &waiter{o: s.cl.outage, b: s.cl.backoff} }

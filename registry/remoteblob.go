@@ -32,7 +32,7 @@ type remoteBlob struct {
 }
 
 func (b *remoteBlob) readRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	w := &waiter{o: b.src.cl.outage, b: b.src.cl.backoff}
+	w := b.src.waiter()
 	r := &resumer{
 		open:  func(off, n int64) (io.ReadCloser, error) { return b.attempt(ctx, off, n) },
 		pause: func(try int, err error) error { return w.pause(ctx, try, err) },
@@ -117,7 +117,7 @@ func (b *remoteBlob) find(ctx context.Context, rng string) (*body, error) {
 		return nil, err
 	}
 	body, err := b.get(ctx, b.address(), rng)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, ErrNotFound) && !b.src.cl.at.Mirror {
 		return b.requestForeign(ctx, rng, err)
 	}
 	return body, err

@@ -20,6 +20,7 @@ const (
 // backoff says how often and after what pauses a request is tried.
 type backoff struct {
 	tries    int
+	once     bool          // somebody else tries again: he has other hosts to ask before
 	min, max time.Duration // of a pause; it grows fourfold
 	longest  time.Duration // that a server can ask for with Retry-After
 }
@@ -45,6 +46,9 @@ func (b backoff) retry(ctx context.Context, log *slog.Logger, f func() error) er
 func (b backoff) pause(ctx context.Context, log *slog.Logger, try int, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if b.once {
+		return err
 	}
 	if try+1 >= b.tries || !temporary(err) {
 		return &permanent{err}

@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "crypto/sha256" // the two algorithms of image-spec descriptor.md, "Registered algorithms"
 	_ "crypto/sha512"
+	"errors"
 	"io"
 
 	"github.com/opencontainers/go-digest"
@@ -81,12 +82,6 @@ func fetchSmall(ctx context.Context, s source, d ocispec.Descriptor, limit int64
 	if err != nil {
 		return nil, err
 	}
-	if int64(len(b)) != d.Size {
-		return nil, faultf(ErrIntegrity, "%s has %d bytes instead of %d", d.Digest, len(b), d.Size)
-	}
-	if err := verify(d.Digest, b); err != nil {
-		return nil, err
-	}
 	if kept != nil {
 		kept.keep(d.Digest, b)
 	}
@@ -99,21 +94,61 @@ type keeper interface {
 	keep(d digest.Digest, b []byte)
 }
 
-func readSmall(ctx context.Context, s source, d ocispec.Descriptor, manifest bool) ([]byte, error) {
-	var rc io.ReadCloser
-	var err error
-	if manifest {
-		rc, err = s.manifest(ctx, d)
-	} else {
+// readSmall reads and verifies it, from another host where one has it wrong.
+func readSmall(ctx context.Context, s source, d ocispec.Descriptor, manifest bool) (b []byte, err error) {
+	open := func() (io.ReadCloser, error) { return s.manifest(ctx, d) }
+	if !manifest {
 		r := s.blob(d, new(counter))
 		defer r.close()
-		rc, err = r.readRange(ctx, 0, d.Size)
+		open = func() (io.ReadCloser, error) { return r.readRange(ctx, 0, d.Size) }
 	}
+	err = unlessDoubted(func() error {
+		b, err = readVerified(open, d)
+		return err
+	})
+	return b, err
+}
+
+func readVerified(open func() (io.ReadCloser, error), d ocispec.Descriptor) ([]byte, error) {
+	rc, err := open()
 	if err != nil {
 		return nil, err
 	}
-	defer rc.Close()
-	return readAll(rc, d.Size)
+	defer func() { _ = rc.Close() }()
+	b, err := readAll(rc, d.Size)
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) != d.Size {
+		return nil, ifOther(rc, faultf(ErrIntegrity, "%s has %d bytes instead of %d", d.Digest, len(b), d.Size))
+	}
+	return b, ifOther(rc, verify(d.Digest, b))
+}
+
+// maxDoubts bounds how often wrong bytes are read again. Nobody has more mirrors; it is for hosts that are
+// believed again, by other readers, while this one doubts them.
+const maxDoubts = 8
+
+// unlessDoubted calls f again while its error is of wrong bytes that another host may have right.
+func unlessDoubted(f func() error) error {
+	err := f()
+	for n := 0; n < maxDoubts && err != nil && errors.As(err, new(*doubted)); n++ {
+		err = f()
+	}
+	return err
+}
+
+// A doubted error is of wrong bytes that another host may have right.
+type doubted struct{ error }
+
+func (d *doubted) Unwrap() error { return d.error }
+
+// ifOther blames the host that a stream came from for an error of its bytes, and makes it *doubted if there is another.
+func ifOther(rc io.ReadCloser, err error) error {
+	if err != nil && doubt(rc) {
+		return &doubted{err}
+	}
+	return err
 }
 
 // readAll reads r to its end, which must come within limit bytes.

@@ -78,7 +78,7 @@ func (b *remoteBlob) newSpoolLocked(first *body) (*spool, error) {
 // It verifies the digest on the way, which costs little here.
 func (b *remoteBlob) fill(ctx context.Context, s *spool, first *body) {
 	defer s.cancel()
-	w := &waiter{o: b.src.cl.outage, b: b.src.cl.backoff}
+	w := b.src.waiter()
 	r := &resumer{
 		open: func(off, n int64) (io.ReadCloser, error) {
 			if first != nil {

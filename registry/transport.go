@@ -8,22 +8,24 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/layerfs/layerfs/registry/hosts"
 )
 
-// newTransport returns what all requests of a client go through.
-func newTransport(o Options) *guard {
-	g := &guard{inner: o.Transport, userAgent: o.UserAgent, plainHTTP: o.PlainHTTP}
-	if g.inner == nil {
-		g.own = defaultTransport(o)
-		g.inner = g.own
-	}
-	if o.Wrap != nil {
-		g.inner = o.Wrap(g.inner)
+// newTransport returns what all requests of a client go through; host is the client's own as URLs have it.
+func newTransport(at hosts.Host, host string, o Options) *guard {
+	g := &guard{host: host, at: at, userAgent: o.UserAgent, plainHTTP: o.PlainHTTP || at.Insecure || at.Scheme == "http"}
+	g.inner = g.wrapped(o, at.TLS)
+	g.others = g.inner
+	if at.TLS != nil && len(at.TLS.Certificates) > 0 {
+		who := at.TLS.Clone()
+		who.Certificates = nil
+		g.others = g.wrapped(o, who)
 	}
 	if g.userAgent == "" {
 		g.userAgent = "layerfs"
@@ -31,11 +33,30 @@ func newTransport(o Options) *guard {
 	return g
 }
 
-func defaultTransport(o Options) *http.Transport {
+// wrapped makes one transport, with what the caller wants to have around it.
+func (g *guard) wrapped(o Options, c *tls.Config) http.RoundTripper {
+	inner := o.Transport
+	if inner == nil {
+		if c == nil {
+			c = &tls.Config{}
+		}
+		c = c.Clone()
+		c.InsecureSkipVerify = c.InsecureSkipVerify || o.InsecureSkipTLSVerify || g.at.Insecure
+		own := defaultTransport(c)
+		g.own = append(g.own, own)
+		inner = own
+	}
+	if o.Wrap != nil {
+		inner = o.Wrap(inner)
+	}
+	return inner
+}
+
+func defaultTransport(c *tls.Config) *http.Transport {
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:       &tls.Config{InsecureSkipVerify: o.InsecureSkipTLSVerify},
+		TLSClientConfig:       c,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ExpectContinueTimeout: time.Second,
 		IdleConnTimeout:       90 * time.Second,
@@ -48,12 +69,27 @@ func defaultTransport(o Options) *http.Transport {
 }
 
 // A guard names us to the server and keeps requests, with the credentials they
-// may carry, off unencrypted connections to other machines.
+// may carry, off unencrypted connections to other machines. What is configured for a host, headers
+// and client certificates, goes to no other.
 type guard struct {
-	inner     http.RoundTripper
-	own       *http.Transport // inner, where nobody else has it
+	host      string
+	at        hosts.Host
+	inner     http.RoundTripper // of requests to host
+	others    http.RoundTripper // of requests to others: storage, token servers
+	own       []*http.Transport // below these, where nobody else has them
 	userAgent string
 	plainHTTP bool
+}
+
+func (g *guard) close() {
+	for _, t := range g.own {
+		t.CloseIdleConnections()
+	}
+}
+
+// isOwn tells whether u is on the host whose configuration this is.
+func (g *guard) isOwn(u *url.URL) bool {
+	return strings.EqualFold(u.Host, g.host) && (g.at.Scheme == "" || u.Scheme == g.at.Scheme)
 }
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -66,6 +102,12 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	req = req.Clone(req.Context())
 	req.Header.Set("User-Agent", g.userAgent)
+	if !g.isOwn(req.URL) {
+		return g.others.RoundTrip(req)
+	}
+	for name, values := range g.at.Header {
+		req.Header[name] = values
+	}
 	return g.inner.RoundTrip(req)
 }
 

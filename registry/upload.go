@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"sync/atomic"
 
+	"github.com/layerfs/layerfs/registry/hosts"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -29,11 +30,16 @@ func newRemoteSink(ctx context.Context, r Ref, o Options) (sink, error) {
 	if o.Offline {
 		return nil, faultf(ErrOffline, "a registry cannot be written to while offline")
 	}
-	cl, err := newClient(r, o)
+	list, err := findHosts(r, o, hosts.Push)
 	if err != nil {
 		return nil, err
 	}
-	s := &remoteSink{ref: r, cl: cl, scope: pushScope(r.Repo)}
+	cl, err := newClient(list[0], o)
+	if err != nil {
+		return nil, err
+	}
+	r.Repo = list[0].Repo
+	s := &remoteSink{ref: r, cl: cl, scope: pushScope(scopeRepo(list[0]))}
 	s.piece.Store(chunkSize)
 	return s, cl.connect(ctx)
 }

@@ -15,12 +15,13 @@ import (
 
 // globals are the flags that every command has.
 type globals struct {
-	root, cacheSize, platform, authFile string
-	offline, plainHTTP, insecure        bool
-	logLevel                            string
-	logJSON, quiet, verbose             bool
-	limits                              limitFlag
-	noSandbox                           bool
+	root, cacheSize, platform    string
+	authFile, hostsDir           string
+	offline, plainHTTP, insecure bool
+	logLevel                     string
+	logJSON, quiet, verbose      bool
+	limits                       limitFlag
+	noSandbox                    bool
 }
 
 func (g *globals) declare(f *pflag.FlagSet) {
@@ -31,6 +32,7 @@ func (g *globals) declare(f *pflag.FlagSet) {
 	f.BoolVar(&g.plainHTTP, "plain-http", g.plainHTTP, "allow http for every registry, not for loopback alone")
 	f.BoolVar(&g.insecure, "insecure-skip-tls-verify", g.insecure, "accept any certificate")
 	f.StringVar(&g.authFile, "authfile", g.authFile, "credentials, in place of the files of docker and podman")
+	f.StringVar(&g.hostsDir, "hosts-dir", g.hostsDir, "mirrors of registries, as containerd has them: DIR/HOST[:PORT]/hosts.toml; goes before registries.conf")
 	f.Var(&g.limits, "limit", "NAME=N lifts or lowers what a layer may ask for: entries, depth, toc (bytes), unpacked (bytes), ratio")
 	f.BoolVar(&g.noSandbox, "no-sandbox", g.noSandbox, "have a mount's server keep the privileges that it does not need")
 	f.StringVar(&g.logLevel, "log-level", g.logLevel, "debug, info, warn or error (default warn; info for servers)")
@@ -62,6 +64,11 @@ func (e *env) start() (err error) {
 	}
 	if e.root, err = filepath.Abs(e.root); err != nil {
 		return err
+	}
+	if e.hostsDir != "" { // a server's directory is another one
+		if e.hostsDir, err = filepath.Abs(e.hostsDir); err != nil {
+			return err
+		}
 	}
 	e.log, err = e.newLog(e.stderr, slog.LevelWarn)
 	return err
@@ -112,7 +119,7 @@ func (e *env) openStore() (*cache.Store, error) {
 func (e *env) registryOptions(records registry.Records) registry.Options {
 	return registry.Options{
 		Platform: e.platform, PlainHTTP: e.plainHTTP, InsecureSkipTLSVerify: e.insecure, Offline: e.offline,
-		AuthFile: e.authFile, Records: records, Logger: e.log, UserAgent: "layerfs/" + version,
+		AuthFile: e.authFile, HostsDir: e.hostsDir, Records: records, Logger: e.log, UserAgent: "layerfs/" + version,
 		Wrap: e.noteRequests(), Wait: e.waitRegistry, Stale: e.stale,
 	}
 }

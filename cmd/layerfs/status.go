@@ -21,6 +21,7 @@ type liveStatus struct {
 	Sandbox   []string      `json:"sandbox"`                       // what of no_new_privs, seccomp, capabilities is in force
 	LayerInfo []layerStatus `json:"layer_status"`                  // the base first
 	Warnings  []string      `json:"warnings,omitempty"`            // what may not be shown as it is, or not be what the registry has by now
+	Host      string        `json:"registry_host,omitempty"`       // that last had what was asked for: the registry or a mirror of it
 	Away      *time.Time    `json:"registry_away_since,omitempty"` // the registry does not answer; nil: it does, as far as anybody has asked
 }
 
@@ -66,7 +67,7 @@ func statusOf(l *layer.Layer, d ocispec.Descriptor) layerStatus {
 func (s *server) status() liveStatus {
 	im := s.image()
 	requests, bytes := im.fetched()
-	st := liveStatus{Fetched: bytes, Requests: requests, Total: im.size(), MaxFetch: s.plan.maxFetch, Warnings: im.warnings}
+	st := liveStatus{Fetched: bytes, Requests: requests, Total: im.size(), MaxFetch: s.plan.maxFetch, Warnings: im.warnings, Host: im.AnsweredBy()}
 	if away := im.AwaySince(); !away.IsZero() {
 		st.Away = &away
 	}

@@ -22,6 +22,10 @@ import (
 // ReadRange returns a stream of exactly n bytes that start at off, or an error,
 // also in mid-stream: a short body is an error, never a clean EOF. The caller
 // closes the stream. Calls may run in parallel.
+//
+// Where a blob can be had from several hosts, the stream has a method Doubt() (other bool), which
+// is called, also after Close, when its bytes turn out to be wrong. If it tells true, they are read again, from
+// another host.
 type Ranger interface {
 	ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }

@@ -228,18 +228,32 @@ func (z *lazy) release(f *fetch) {
 	close(f.done)
 }
 
-// run makes the request and puts its pieces as they arrive.
+// run fetches its pieces, from another host where those of one are wrong.
 func (z *lazy) run(ctx context.Context, f *fetch, put putUnit) error {
-	start := z.startOf(f.first)
-	body, err := z.src.open(ctx, start, z.endOf(f.last)-start)
+	first := f.first
+	for doubts := 0; ; doubts++ {
+		body, err := z.request(ctx, first, f.last, put)
+		if !errors.Is(err, ErrDigest) || doubts == maxDoubts || !doubt(body) {
+			return err
+		}
+		for first < f.last && z.has(first) {
+			first++
+		}
+	}
+}
+
+// request makes the request and puts its pieces as they arrive. It returns the stream, closed.
+func (z *lazy) request(ctx context.Context, first, last int, put putUnit) (io.Reader, error) {
+	start := z.startOf(first)
+	body, err := z.src.open(ctx, start, z.endOf(last)-start)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer body.Close()
-	if err = z.read(body, f.first, f.last, put); err == nil || errors.Is(err, ErrDigest) {
-		z.src.check(Check{What: "range", Off: start, N: z.endOf(f.last) - start, Err: err})
+	if err = z.read(body, first, last, put); err == nil || errors.Is(err, ErrDigest) {
+		z.src.check(Check{What: "range", Off: start, N: z.endOf(last) - start, Err: err})
 	}
-	return err
+	return body, err
 }
 
 // maxPreload is what is unpacked at once of the end of a blob: a few milliseconds.

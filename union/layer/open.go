@@ -45,6 +45,8 @@ type opening struct {
 	src   *source
 	log   *slog.Logger
 	why   string // the layer is not lazy
+
+	badTar bool // the blob is right, and its tar another than the image says
 }
 
 func (op *opening) report(state string, done int64) {
@@ -64,6 +66,19 @@ func (op *opening) open(ctx context.Context) (*Layer, error) {
 		return nil, err
 	}
 	defer unlock()
+	defer op.src.settle()
+	for doubts := 0; ; doubts++ {
+		op.src.try()
+		op.why = ""
+		l, err := op.once(ctx)
+		if !errors.Is(err, ErrDigest) || op.badTar || doubts == maxDoubts || !op.src.doubt() {
+			return l, err
+		}
+	}
+}
+
+// once opens the layer with what the hosts that are believed give.
+func (op *opening) once(ctx context.Context) (*Layer, error) {
 	steps := []func(context.Context) (*Layer, error){op.cached, op.lazily, op.beside, op.whole}
 	if op.o.Whole {
 		steps = steps[3:]
@@ -203,6 +218,7 @@ func (op *opening) checkDiffID(got digest.Digest) (err error) {
 	}
 	if want != got {
 		err = fmt.Errorf("%w: the tar is %s, not %s", ErrDigest, got, want)
+		op.badTar = true
 	}
 	op.src.check(Check{What: "tar", Digest: want, Err: err})
 	return err

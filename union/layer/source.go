@@ -3,6 +3,7 @@ package layer
 import (
 	"context"
 	"io"
+	"sync"
 	"sync/atomic"
 )
 
@@ -13,6 +14,20 @@ type source struct {
 	fetched  atomic.Int64
 	requests atomic.Int64
 	checked  func(Check) // nil: nobody wants to know
+
+	mu    sync.Mutex
+	tried bool      // the layer is being opened; protected by mu
+	first io.Reader // stream of the try, nil: none; protected by mu
+}
+
+// maxDoubts bounds how often wrong bytes are read again. Nobody has more mirrors; it is for hosts that are
+// believed again, by other readers, while this one doubts them.
+const maxDoubts = 8
+
+// doubt tells a stream that its bytes were wrong, and returns whether to read them again.
+func doubt(body io.Reader) (again bool) {
+	d, ok := body.(interface{ Doubt() (other bool) })
+	return ok && d.Doubt()
 }
 
 func (s *source) check(c Check) {
@@ -27,7 +42,36 @@ func (s *source) open(ctx context.Context, off, n int64) (io.ReadCloser, error) 
 	if err != nil {
 		return nil, err
 	}
+	s.opened(body)
 	return &countedBody{body: body, n: &s.fetched}, nil
+}
+
+// try begins a try to open the layer, and settle ends the last one.
+func (s *source) try() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tried, s.first = true, nil
+}
+
+func (s *source) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tried, s.first = false, nil
+}
+
+func (s *source) opened(body io.Reader) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tried && s.first == nil {
+		s.first = body
+	}
+}
+
+// doubt is of the first stream of the try: who gave it was the one to ask, and gave most.
+func (s *source) doubt() (again bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return doubt(s.first)
 }
 
 // read returns n bytes at off.
@@ -56,3 +100,5 @@ func (c *countedBody) Read(p []byte) (int, error) {
 }
 
 func (c *countedBody) Close() error { return c.body.Close() }
+
+func (c *countedBody) Doubt() (other bool) { return doubt(c.body) }

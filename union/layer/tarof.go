@@ -147,6 +147,7 @@ func (t *unpacking) reason(err error) error {
 	case readErr != nil:
 		return readErr
 	case !t.sum.Verified():
+		_ = doubt(t.body) // who opens it again may have it from another host
 		return fmt.Errorf("%w: the blob is not %s", ErrDigest, t.op.desc.Digest)
 	case errors.Is(err, ErrLimit), errors.Is(err, ErrUnsupported):
 		return err
