@@ -19,6 +19,7 @@ type Request struct {
 	Query         string
 	Range         string // the header, "bytes=0-99"
 	Authorization string // the scheme only: "", "Basic", "Bearer"
+	Certificate   bool   // the client has shown one
 	Referer       string
 	UserAgent     string
 	Start         time.Time
@@ -82,7 +83,7 @@ func (l *requestLog) begin(r *http.Request) *Request {
 	q := &Request{
 		Host: r.Host, Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery,
 		Range: r.Header.Get("Range"), Authorization: scheme, Referer: r.Referer(), UserAgent: r.UserAgent(),
-		Conn: connOf(r.Context()), Proto: r.Proto, Start: time.Now(),
+		Certificate: r.TLS != nil && len(r.TLS.PeerCertificates) > 0, Conn: connOf(r.Context()), Proto: r.Proto, Start: time.Now(),
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -11,6 +11,10 @@ package registrytest
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -26,6 +30,8 @@ type Options struct {
 	Dir      string   // where blobs are kept, as blobs/ALGORITHM/HEX; "" is memory
 	TLS      bool     // serve HTTPS, HTTP/2 included, with a certificate nobody trusts
 	Upstream *url.URL // a registry to pass everything on to, in place of one of our own
+
+	ClientCAs *x509.CertPool // with TLS: who has no certificate of theirs is turned away; nil: anybody may come
 }
 
 // A Fault wraps the registry's handler, or another fault's.
@@ -56,19 +62,24 @@ func New(o Options) *Server {
 	s.Heal()
 	s.http = s.listen(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		(*s.handler.Load()).ServeHTTP(w, r)
-	}), o.TLS)
+	}), o.TLS, o.ClientCAs)
 	return s
 }
 
 // listen serves h on a new port, with the counters and the throttle around it.
-func (s *Server) listen(h http.Handler, tls bool) *httptest.Server {
+func (s *Server) listen(h http.Handler, encrypted bool, clients *x509.CertPool) *httptest.Server {
 	srv := httptest.NewUnstartedServer(s.log.count(s.link.slow(h)))
 	srv.Listener = s.link.far(srv.Listener)
 	srv.Config.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
 		return withConn(ctx, s.conns.Add(1))
 	}
-	srv.EnableHTTP2 = tls
-	if tls {
+	srv.EnableHTTP2 = encrypted
+	if encrypted {
+		srv.TLS = &tls.Config{ClientCAs: clients, ClientAuth: tls.RequestClientCert}
+		if clients != nil {
+			srv.TLS.ClientAuth = tls.RequireAndVerifyClientCert
+		}
+		srv.Config.ErrorLog = log.New(io.Discard, "", 0) // clients that do not trust it
 		srv.StartTLS()
 	} else {
 		srv.Start()
@@ -97,6 +108,9 @@ func (s *Server) Host() string {
 
 // URL is the root of the registry, "http://127.0.0.1:40123", without a slash.
 func (s *Server) URL() string { return s.http.URL }
+
+// Certificate is that of a server with TLS, which is its own authority.
+func (s *Server) Certificate() *x509.Certificate { return s.http.Certificate() }
 
 // Client trusts the certificate of a server with TLS.
 func (s *Server) Client() *http.Client { return s.http.Client() }

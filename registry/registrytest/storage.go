@@ -44,7 +44,7 @@ func (s *Server) storageOf(next http.Handler) *httptest.Server {
 			return
 		}
 		next.ServeHTTP(w, r)
-	}), s.http.TLS != nil)
+	}), s.http.TLS != nil, nil)
 	s.storage = append(s.storage, storage)
 	return storage
 }
