@@ -3,6 +3,7 @@ package layer
 import (
 	"cmp"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"sort"
@@ -74,7 +75,11 @@ func (c *chunks) read(body io.Reader, first, last int, put putUnit) error {
 		if err != nil {
 			return fmt.Errorf("%w: chunk sha256:%x at %d of the blob: %w", ErrDigest, c.list[i].sum, c.list[i].off, err)
 		}
-		if err := put(i, b); err != nil {
+		err = put(i, b)
+		if errors.Is(err, cache.ErrCorrupt) {
+			err = fmt.Errorf("%w: %w", ErrDigest, err)
+		}
+		if err != nil {
 			return fmt.Errorf("chunk at %d of the blob: %w", c.list[i].off, err)
 		}
 	}

@@ -42,8 +42,9 @@ func (s *source) open(ctx context.Context, off, n int64) (io.ReadCloser, error) 
 	if err != nil {
 		return nil, err
 	}
-	s.opened(body)
-	return &countedBody{body: body, n: &s.fetched}, nil
+	c := &countedBody{body: body, n: &s.fetched}
+	s.opened(c)
+	return c, nil
 }
 
 // try begins a try to open the layer, and settle ends the last one.
@@ -91,14 +92,21 @@ func (s *source) read(ctx context.Context, off, n int64) ([]byte, error) {
 type countedBody struct {
 	body io.ReadCloser
 	n    *atomic.Int64
+	err  error // that ended it
 }
 
 func (c *countedBody) Read(p []byte) (int, error) {
 	n, err := c.body.Read(p)
 	c.n.Add(int64(n))
+	if err != nil {
+		c.err = err
+	}
 	return n, err
 }
 
 func (c *countedBody) Close() error { return c.body.Close() }
 
-func (c *countedBody) Doubt() (other bool) { return doubt(c.body) }
+// Doubt does not hold wrong bytes against a host that did not give all of them.
+func (c *countedBody) Doubt() (other bool) {
+	return (c.err == nil || c.err == io.EOF) && doubt(c.body)
+}
