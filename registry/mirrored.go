@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -157,18 +159,40 @@ func (m *mirrored) ask(ctx context.Context, can hosts.Abilities, f func(*mirror)
 			}
 			m.fail(ctx, h, asked, err)
 			m.log.Debug("asked", "host", h.cl.host, "error", err)
-			errs = append(errs, err)
+			errs = append(errs, &saidBy{h.cl.host, err})
 		}
 		return worth(errs)
 	})
 }
 
+// A saidBy is an error of one of several hosts.
+type saidBy struct {
+	host string
+	error
+}
+
+func (e *saidBy) Unwrap() error { return e.error }
+
 // worth is the error of a round that says most: that a host may have it later before that one has it wrong,
-// and otherwise what the last one said, which is the registry itself.
+// and otherwise what the last one said, which is the registry itself. What the others said stands behind it.
 func worth(errs []error) error {
 	if len(errs) == 0 {
 		return faultf(ErrNotFound, "no host may be asked for that")
 	}
+	most := mostTelling(errs)
+	var others []string
+	for i, err := range errs {
+		if by := new(saidBy); i != most && errors.As(err, &by) {
+			others = append(others, by.host+": "+by.Error())
+		}
+	}
+	if len(others) == 0 {
+		return errs[most]
+	}
+	return fmt.Errorf("%w (also asked: %s)", errs[most], strings.Join(others, "; "))
+}
+
+func mostTelling(errs []error) int {
 	ranks := []func(error) bool{
 		func(err error) bool { return away(err) && temporary(err) },
 		away,
@@ -177,11 +201,11 @@ func worth(errs []error) error {
 	for _, is := range ranks {
 		for i := len(errs) - 1; i >= 0; i-- {
 			if is(errs[i]) {
-				return errs[i]
+				return i
 			}
 		}
 	}
-	return errs[len(errs)-1]
+	return len(errs) - 1
 }
 
 func (m *mirrored) resolve(ctx context.Context) (d ocispec.Descriptor, raw []byte, err error) {

@@ -187,10 +187,11 @@ func (r *mirrorRead) pauseOrNext(try int, err error) error {
 
 // note takes note of what an error says of its host.
 func (r *mirrorRead) note(err error) {
-	r.errs = append(r.errs, err)
 	if r.cur == nil {
+		r.errs = append(r.errs, err)
 		return
 	}
+	r.errs = append(r.errs, &saidBy{r.cur.cl.host, err})
 	r.b.src.log.Debug("read", "host", r.cur.cl.host, "blob", r.b.desc.Digest, "error", err)
 	switch {
 	case errors.Is(err, ErrNotFound):

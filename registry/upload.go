@@ -102,18 +102,11 @@ func (s *remoteSink) exists(ctx context.Context, d digest.Digest) (bool, error) 
 // it said no: the bytes are the way then too.
 func (s *remoteSink) mount(ctx context.Context, d digest.Digest, from string) (up *upload, mounted bool) {
 	q := url.Values{"mount": {d.String()}, "from": {from}}
-	u := s.cl.endpoint(s.ref.Repo+"/blobs/uploads/", q)
-	resp, err := s.call(ctx, http.MethodPost, u, "", nil, []string{s.scope, pullScope(from)}, http.StatusCreated, http.StatusAccepted)
-	if err == nil && resp.StatusCode == http.StatusCreated {
-		return nil, true
-	}
-	if err == nil {
-		up, err = s.opened(resp)
-	}
+	up, mounted, err := s.post(ctx, q, []string{s.scope, pullScope(from)})
 	if err != nil {
 		s.cl.log.Debug("mount refused", "blob", d, "from", from, "error", err)
 	}
-	return up, false
+	return up, mounted
 }
 
 // copy looks for the blob, mounts it, or streams it through, in this order.

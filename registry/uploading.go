@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -34,14 +35,37 @@ var errLost = errors.New("upload lost")
 // begin opens an upload.
 func (s *remoteSink) begin(ctx context.Context) (up *upload, err error) {
 	err = s.cl.backoff.retry(ctx, s.cl.log, func() error {
-		resp, err := s.call(ctx, http.MethodPost, s.cl.endpoint(s.ref.Repo+"/blobs/uploads/", nil), "", nil, []string{s.scope},
-			http.StatusAccepted, http.StatusCreated)
-		if err == nil {
-			up, err = s.opened(resp)
-		}
+		up, _, err = s.post(ctx, nil, []string{s.scope})
 		return err
 	})
 	return up, err
+}
+
+// goodbye is how long the answer to a POST is waited for by who is to leave.
+const goodbye = 2 * time.Second
+
+// post asks for an upload. Who leaves waits a moment for the answer: without the address that is in it the
+// upload could not be cancelled, and would stay. Of a mount, created tells that there is nothing to upload.
+func (s *remoteSink) post(ctx context.Context, q url.Values, scopes []string) (up *upload, created bool, err error) {
+	if ctx.Err() != nil {
+		return nil, false, context.Cause(ctx)
+	}
+	late, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(goodbye, stop) })()
+	resp, err := s.call(late, http.MethodPost, s.cl.endpoint(s.ref.Repo+"/blobs/uploads/", q), "", nil, scopes, http.StatusAccepted, http.StatusCreated)
+	if err != nil {
+		return nil, false, err
+	}
+	if created = q.Has("mount") && resp.StatusCode == http.StatusCreated; created {
+		return nil, true, nil
+	}
+	up, err = s.opened(resp)
+	if err == nil && ctx.Err() != nil {
+		up.cancel(ctx)
+		return nil, false, context.Cause(ctx)
+	}
+	return up, false, err
 }
 
 // opened returns the upload that the answer to a POST is about.
