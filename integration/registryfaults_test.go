@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,6 +57,10 @@ var registryFaults = []registryFault{
 	{name: "signed, and storage knows no ranges", faults: func(s *registrytest.Server) []registrytest.Fault {
 		return []registrytest.Fault{registrytest.RefuseRanges, s.SignedBlobs(2 * time.Second)}
 	}, whole: true},
+	{name: "away for 5 s", faults: always(registrytest.On(registrytest.Blobs, registrytest.Away(2, 5*time.Second)))},
+	{name: "429 with Retry-After", faults: always(registrytest.On(registrytest.Blobs, registrytest.Status(429, 3, "Retry-After", "1")))},
+	{name: "503", faults: always(registrytest.On(registrytest.Blobs, registrytest.Status(503, 3)))},
+	{name: "dripping", faults: always(registrytest.Drip(8<<10, time.Millisecond))},
 	{name: "token for 5 s", pause: 5100 * time.Millisecond, renewed: "/token", faults: always(expiringTokens(5 * time.Second))},
 }
 
@@ -72,15 +77,24 @@ func TestRegistryFaults(t *testing.T) {
 		fmt.Fprintf(&b, "file etc/f%03d \"%d\"\n", i, i)
 	}
 	text := b.String()
-	for _, form := range []string{"gzip", "estargz"} {
+	var all sync.WaitGroup
+	atOnce := make(chan bool, 6) // most of them wait, most of the time
+	for _, form := range []string{"gzip", "estargz", "zstd", "zstd:chunked", "none"} {
 		im := registrytest.Image{Layers: []registrytest.Layer{encoded(t, text, form), encoded(t, "random opt/top 400KiB\nwhiteout bin/r0", form)}}
 		for _, f := range registryFaults {
-			t.Run(form+"/"+f.name, func(t *testing.T) {
-				t.Parallel()
-				readThrough(t, im, form == "estargz", f, contents(t, text))
+			if form == "zstd" { // of one frame: it is read at once, when it is mounted
+				f.pause = 0
+			}
+			all.Go(func() {
+				atOnce <- true
+				defer func() { <-atOnce }()
+				t.Run(form+"/"+f.name, func(t *testing.T) {
+					readThrough(t, im, form == "estargz" || form == "zstd:chunked", f, contents(t, text))
+				})
 			})
 		}
 	}
+	all.Wait()
 }
 
 // contents are the regular files of the image that readThrough mounts.

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -287,4 +288,49 @@ func Outage(on *atomic.Bool) Fault {
 // Hang takes requests and never answers, until the client leaves.
 func Hang(http.Handler) http.Handler {
 	return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+}
+
+// Away cuts every connection without an answer for so long from the n-th request on that comes to it.
+func Away(n int, long time.Duration) Fault {
+	var seen atomic.Int64
+	var on atomic.Bool
+	return func(next http.Handler) http.Handler {
+		cut := Outage(&on)(next)
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if seen.Add(1) == int64(n) {
+				on.Store(true)
+				time.AfterFunc(long, func() { on.Store(false) })
+			}
+			cut.ServeHTTP(w, r)
+		})
+	}
+}
+
+// Drip writes blobs a little at a time, with a pause after each.
+func Drip(n int, pause time.Duration) Fault {
+	slow := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			next.ServeHTTP(&dripWriter{w, n, pause}, r)
+		})
+	}
+	return On(Blobs, slow)
+}
+
+type dripWriter struct {
+	http.ResponseWriter
+	n     int
+	pause time.Duration
+}
+
+func (w *dripWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *dripWriter) Write(p []byte) (done int, err error) {
+	for len(p) > 0 && err == nil {
+		k := 0
+		k, err = w.ResponseWriter.Write(p[:min(len(p), w.n)])
+		_ = http.NewResponseController(w.ResponseWriter).Flush()
+		done, p = done+k, p[k:]
+		time.Sleep(w.pause)
+	}
+	return done, err
 }
