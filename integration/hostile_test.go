@@ -23,6 +23,7 @@ type hostile struct {
 	flags []string // of mount
 	code  int      // of mount; 0: the image is shown
 	says  string   // in its error, or in the server's log
+	busy  bool     // a server does a system call per chunk, by the hundred thousand: nothing to trace
 	// look looks into the mount; nil: its walk by the harness is enough.
 	look func(t *testing.T, dir string)
 }

@@ -24,7 +24,9 @@ func TestHostileImagesTouch(t *testing.T) {
 	}
 	for _, list := range [][]hostile{hostileNames(), hostileTars(), hostileTOCs(), hostileManifests()} {
 		for _, h := range list {
-			t.Run(h.name, func(t *testing.T) { h.runTraced(t) })
+			if !h.busy {
+				t.Run(h.name, func(t *testing.T) { h.runTraced(t) })
+			}
 		}
 	}
 }
