@@ -258,7 +258,7 @@ func TestCopyKilled(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		for range 500 {
+		for range 6000 {
 			if slow.Total("GET", "/blobs/").Out > 1<<20 {
 				break
 			}

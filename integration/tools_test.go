@@ -75,13 +75,13 @@ func freeAddr(t *testing.T) string {
 
 func waitFor(t *testing.T, what string, ready func() bool) {
 	t.Helper()
-	for range 200 {
+	for range 1200 {
 		if ready() {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	t.Fatalf("%s: not there after 10 s", what)
+	t.Fatalf("%s: not there after a minute", what)
 }
 
 // push copies an image layout to a registry with a tool that is not ours.
