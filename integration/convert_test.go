@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/layerfs/layerfs/registry/registrytest"
 	"github.com/layerfs/layerfs/union/layer"
@@ -258,12 +257,7 @@ func TestCopyKilled(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		for range 6000 {
-			if slow.Total("GET", "/blobs/").Out > 1<<20 {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
+		eventually(t, "a megabyte", func() bool { return slow.Total("GET", "/blobs/").Out > 1<<20 })
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}

@@ -370,12 +370,10 @@ func TestKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for range 3000 {
-		if _, err := os.ReadDir(dir); err != nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	eventually(t, "the mount is dead", func() bool {
+		_, err := os.ReadDir(dir)
+		return err != nil
+	})
 	r := h.try("mount", "--rw", s.Host()+"/sample", dir)
 	if r.code != 0 || !strings.Contains(r.stderr, strconv.Itoa(m.PID)) {
 		t.Fatalf("mount again: exit %d: %s", r.code, r.stderr)
@@ -540,13 +538,7 @@ func TestPrefetch(t *testing.T) {
 		}
 		return true
 	}
-	for range 1200 {
-		if complete() {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Error("not complete after a minute")
+	eventually(t, "complete", complete)
 }
 
 // TestOutage: a registry that is away for a while is waited for; the reader sees the right bytes.

@@ -141,7 +141,7 @@ func TestDockerStore(t *testing.T) {
 	}
 	stop := func() { _ = d.Process.Signal(unix.SIGTERM); _ = d.Wait() }
 	defer stop()
-	waitFor(t, "dockerd", func() bool { return exec.Command("docker", "-H", socket, "info").Run() == nil })
+	eventually(t, "dockerd", func() bool { return exec.Command("docker", "-H", socket, "info").Run() == nil })
 	docker := func(args ...string) string {
 		return strings.TrimSpace(command(t, "docker", append([]string{"-H", socket}, args...)...))
 	}

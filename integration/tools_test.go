@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 )
 
 func needTool(t *testing.T, names ...string) {
@@ -52,7 +51,7 @@ func dockerRegistry(t *testing.T) (addr string, stop func()) {
 	}
 	stop = sync.OnceFunc(func() { cmd.Process.Kill(); cmd.Wait() })
 	t.Cleanup(stop)
-	waitFor(t, "docker-registry", func() bool {
+	eventually(t, "docker-registry", func() bool {
 		res, err := http.Get("http://" + addr + "/v2/")
 		if err != nil {
 			return false
@@ -71,17 +70,6 @@ func freeAddr(t *testing.T) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
-}
-
-func waitFor(t *testing.T, what string, ready func() bool) {
-	t.Helper()
-	for range 1200 {
-		if ready() {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Fatalf("%s: not there after a minute", what)
 }
 
 // push copies an image layout to a registry with a tool that is not ours.

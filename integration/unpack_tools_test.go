@@ -117,7 +117,7 @@ func containerdTree(t *testing.T, dir string) map[string]node {
 	must(t, daemon.Start())
 	t.Cleanup(func() { _ = daemon.Process.Kill(); _ = daemon.Wait() })
 	ctr := func(args ...string) string { return command(t, "ctr", append([]string{"-a", socket}, args...)...) }
-	waitFor(t, "containerd", func() bool { return exec.Command("ctr", "-a", socket, "version").Run() == nil })
+	eventually(t, "containerd", func() bool { return exec.Command("ctr", "-a", socket, "version").Run() == nil })
 	ctr("images", "import", "--snapshotter", "native", "--index-name", "test", dir+"/out.tar")
 	var names []string
 	for _, line := range strings.Split(strings.TrimSpace(ctr("images", "ls", "-q")), "\n") {
